@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * A system call without the C library: no errno, no cancellation point, no
+ * lazy binding. Safe in a child that shares its parent's memory.
+ */
+#ifndef RAMET_SYSCALL_H
+#define RAMET_SYSCALL_H
+
+static inline __attribute__((always_inline)) long ramet_syscall4(long number, long a, long b,
+                                                                 long c, long d) {
+    register long nr __asm__("x8") = number;
+    register long r0 __asm__("x0") = a;
+    register long r1 __asm__("x1") = b;
+    register long r2 __asm__("x2") = c;
+    register long r3 __asm__("x3") = d;
+    __asm__ volatile("svc #0" : "+r"(r0) : "r"(nr), "r"(r1), "r"(r2), "r"(r3) : "memory");
+    return r0;
+}
+
+#endif

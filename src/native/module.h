@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * ramet._native: what its files share. Only these files know Python.
+ */
+#ifndef RAMET_MODULE_H
+#define RAMET_MODULE_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdint.h>
+
+/* The functions of each subject; module.c only collects them. */
+extern PyMethodDef ramet_lowlevel_methods[];
+extern PyMethodDef ramet_wait_methods[];
+extern PyMethodDef ramet_pointer_methods[];
+extern PyType_Spec ramet_stack_spec;
+
+/* Converts an int to a 64-bit word, address or flag. Returns -1 with TypeError or
+ * OverflowError set; a negative int is an OverflowError. */
+static inline int ramet_as_u64(PyObject *object, uint64_t *value) {
+    *value = PyLong_AsUnsignedLongLong(object);
+    return (*value == (uint64_t)-1 && PyErr_Occurred()) ? -1 : 0;
+}
+
+#endif

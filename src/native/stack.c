@@ -1,0 +1,331 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Stack: the memory that one task runs on, from its start until the kernel says
+ * that the task has let go of it.
+ *
+ *     lowest                                                highest
+ *     | guard page (no access) | the task's stack  <- | launch record |
+ */
+#include <errno.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <linux/sched.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "launch.h"
+#include "module.h"
+
+#define NANOSECONDS 1000000000
+
+/* What tid holds until the kernel clears it. Any value but 0 will do. */
+#define ALIVE 1
+
+typedef struct {
+    PyObject_HEAD
+    char *base;   /* of the mapping, guard page included */
+    size_t total; /* length of the mapping */
+    size_t guard;
+    struct ramet_record *record; /* at the top of the mapping */
+    int *watch;                  /* what the kernel clears at the end; NULL: nothing does */
+    int busy;                    /* a task may be running on it */
+    long pid;                    /* of the last start: thread id, or -errno */
+    int pidfd;                   /* of the last start, or -1 */
+} Stack;
+
+/* A task on this stack cleared the word, as its last act in this memory (mm_release,
+ * kernel/fork.c), or was seen to be gone by its pidfd. */
+static int is_released(const Stack *self) {
+    if (!self->busy) {
+        return 1;
+    }
+    return self->watch != NULL && __atomic_load_n(self->watch, __ATOMIC_ACQUIRE) == 0;
+}
+
+static PyObject *stack_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    (void)kwargs;
+    Py_ssize_t size = 0;
+    if (!PyArg_ParseTuple(args, "n:Stack", &size)) {
+        return NULL;
+    }
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    if (size < (Py_ssize_t)page || (size_t)size > SIZE_MAX / 4) {
+        return PyErr_Format(PyExc_ValueError, "a stack has at least one page (%zu bytes), got %zd",
+                            page, size);
+    }
+    allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    Stack *self = (Stack *)allocate(type, 0);
+    if (self == NULL) {
+        return NULL;
+    }
+    self->guard = page;
+    self->pidfd = -1;
+    self->total = (((size_t)size + page - 1) & ~(page - 1)) + self->guard;
+    void *base = mmap(NULL, self->total, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK | MAP_NORESERVE, -1, 0);
+    if (base == MAP_FAILED) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        Py_DECREF(self);
+        return NULL;
+    }
+    self->base = base;
+    if (mprotect(base, self->guard, PROT_NONE) < 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        Py_DECREF(self);
+        return NULL;
+    }
+    self->record = (struct ramet_record *)(self->base + self->total) - 1;
+    return (PyObject *)self;
+}
+
+static void stack_dealloc(PyObject *object) {
+    Stack *self = (Stack *)object;
+    PyTypeObject *type = Py_TYPE(object);
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    /* A task that still runs here, as at the end of the interpreter, needs the
+     * memory more than we need it back. */
+    if (self->base != NULL && is_released(self)) {
+        munmap(self->base, self->total);
+    }
+    release(object);
+    Py_DECREF(type);
+}
+
+/* start(fn, arg, flags, exit_signal, ptid, tls, ctid, cgroup, set_tid, use_clone)
+ *     -> thread id or -errno
+ *
+ * cgroup is -1 for none, set_tid a bytes object of pid_t. The answer is kept in pid
+ * and pidfd too: a Python signal handler may raise as soon as this returns, and a
+ * task that was started must not be lost by that. */
+#define START_PARAMETERS 10
+
+static int parse_start(PyObject *const *args, struct ramet_launch *launch,
+                       struct ramet_record *record) {
+    uint64_t words[7];
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
+        if (ramet_as_u64(args[i], &words[i]) < 0) {
+            return -1;
+        }
+    }
+    int cgroup = (int)PyLong_AsLong(args[7]);
+    if (cgroup == -1 && PyErr_Occurred()) {
+        return -1;
+    }
+    char *set_tid = NULL;
+    Py_ssize_t set_tid_size = 0;
+    if (PyBytes_AsStringAndSize(args[8], &set_tid, &set_tid_size) < 0) {
+        return -1;
+    }
+    launch->use_clone = PyObject_IsTrue(args[9]);
+    if (launch->use_clone < 0) {
+        return -1;
+    }
+    record->fn = (long (*)(void *))words[0];
+    record->arg = (void *)words[1];
+    launch->args = (struct clone_args){
+        .flags = words[2],
+        .exit_signal = words[3],
+        .parent_tid = words[4],
+        .tls = words[5],
+        .child_tid = words[6],
+    };
+    launch->size = CLONE_ARGS_SIZE_VER0;
+    if (set_tid_size > 0) {
+        launch->args.set_tid = (uint64_t)set_tid;
+        launch->args.set_tid_size = (uint64_t)set_tid_size / sizeof(pid_t);
+        launch->size = CLONE_ARGS_SIZE_VER1;
+    }
+    if (cgroup >= 0) {
+        launch->args.cgroup = (__u64)cgroup;
+        launch->size = CLONE_ARGS_SIZE_VER2;
+    }
+    return 0;
+}
+
+static PyObject *stack_start(Stack *self, PyObject *const *args, Py_ssize_t count) {
+    struct ramet_launch launch;
+    struct ramet_record *record = self->record;
+    if (count != START_PARAMETERS) {
+        return PyErr_Format(PyExc_TypeError, "start takes %d arguments, got %zd", START_PARAMETERS,
+                            count);
+    }
+    if (!is_released(self)) {
+        PyErr_SetString(PyExc_RuntimeError, "a task is running on this stack");
+        return NULL;
+    }
+    if (parse_start(args, &launch, record) < 0) {
+        return NULL;
+    }
+    __u64 *flags = &launch.args.flags;
+    self->pid = 0;
+    self->pidfd = -1;
+    launch.args.pidfd = (uint64_t)&self->pidfd;
+    launch.args.stack = (uint64_t)(self->base + self->guard);
+    launch.args.stack_size = (uint64_t)((char *)record - (self->base + self->guard));
+
+    /* Without CLONE_VM the child has a copy of this stack; with CLONE_VFORK it is
+     * done with the stack when the call returns. Otherwise the word tells, which is
+     * ours unless the caller has one cleared. A child_tid to be stored but not
+     * cleared stays the caller's alone. */
+    int lasting = (*flags & CLONE_VM) && !(*flags & CLONE_VFORK);
+    self->watch = NULL;
+    if (*flags & CLONE_CHILD_CLEARTID) {
+        self->watch = (int *)launch.args.child_tid;
+    } else if (lasting && !(*flags & CLONE_CHILD_SETTID)) {
+        *flags |= CLONE_CHILD_CLEARTID;
+        launch.args.child_tid = (uint64_t)&record->tid;
+        self->watch = &record->tid;
+    }
+    record->returned = 0;
+    if (lasting && self->watch != NULL) {
+        *self->watch = ALIVE;
+    }
+    self->busy = lasting;
+
+    long result = 0;
+    if (*flags & CLONE_VM) {
+        Py_BEGIN_ALLOW_THREADS
+        result = ramet_launch(&launch, record);
+        Py_END_ALLOW_THREADS
+    } else {
+        result = ramet_launch(&launch, record);
+    }
+    if (result < 0) {
+        self->busy = 0;
+    }
+    self->pid = result;
+    return PyLong_FromLong(result);
+}
+
+static PyObject *stack_released(Stack *self, PyObject *unused) {
+    (void)unused;
+    return PyBool_FromLong(is_released(self));
+}
+
+static PyObject *stack_release(Stack *self, PyObject *unused) {
+    (void)unused;
+    self->busy = 0;
+    self->pid = 0;
+    self->pidfd = -1;
+    Py_RETURN_NONE;
+}
+
+static PyObject *stack_value(Stack *self, PyObject *unused) {
+    (void)unused;
+    if (!__atomic_load_n(&self->record->returned, __ATOMIC_ACQUIRE)) {
+        Py_RETURN_NONE;
+    }
+    return PyLong_FromLong(self->record->value);
+}
+
+/* The kernel's wake-up is not FUTEX_PRIVATE, and wakes one waiter (mm_release,
+ * kernel/fork.c): so neither is our wait, and whoever is woken wakes the others. */
+static long wait_for_zero(int *word, int value, const struct timespec *deadline) {
+    return syscall(SYS_futex, word, FUTEX_WAIT_BITSET, value, deadline, NULL,
+                   FUTEX_BITSET_MATCH_ANY);
+}
+
+/* join(nanoseconds or -1) -> False at the timeout */
+static PyObject *stack_join(Stack *self, PyObject *argument) {
+    long long timeout = PyLong_AsLongLong(argument);
+    if (timeout == -1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    struct timespec deadline = {0};
+    if (timeout >= 0) {
+        clock_gettime(CLOCK_MONOTONIC, &deadline);
+        long long nanoseconds = deadline.tv_nsec + timeout % NANOSECONDS;
+        deadline.tv_sec += timeout / NANOSECONDS + nanoseconds / NANOSECONDS;
+        deadline.tv_nsec = nanoseconds % NANOSECONDS;
+    }
+    int *word = self->watch;
+    while (!is_released(self)) {
+        if (word == NULL) {
+            PyErr_SetString(PyExc_RuntimeError, "nothing tells when the task is gone");
+            return NULL;
+        }
+        int value = __atomic_load_n(word, __ATOMIC_ACQUIRE);
+        if (value == 0) {
+            break;
+        }
+        long result = 0;
+        int error = 0;
+        Py_BEGIN_ALLOW_THREADS
+        result = wait_for_zero(word, value, timeout >= 0 ? &deadline : NULL);
+        error = result < 0 ? errno : 0;
+        Py_END_ALLOW_THREADS
+        if (error == ETIMEDOUT) {
+            return PyBool_FromLong(is_released(self));
+        }
+        if (error == EINTR) {
+            if (PyErr_CheckSignals() < 0) {
+                return NULL;
+            }
+        } else if (error != 0 && error != EAGAIN) {
+            errno = error;
+            return PyErr_SetFromErrno(PyExc_OSError);
+        }
+    }
+    if (word != NULL) {
+        syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+    }
+    Py_RETURN_TRUE;
+}
+
+static PyObject *stack_get_size(Stack *self, void *closure) {
+    (void)closure;
+    return PyLong_FromSize_t(self->total - self->guard);
+}
+
+static PyObject *stack_get_address(Stack *self, void *closure) {
+    (void)closure;
+    return PyLong_FromVoidPtr(self->base + self->guard);
+}
+
+static PyObject *stack_get_pid(Stack *self, void *closure) {
+    (void)closure;
+    return PyLong_FromLong(self->pid);
+}
+
+static PyObject *stack_get_pidfd(Stack *self, void *closure) {
+    (void)closure;
+    return PyLong_FromLong(self->pidfd);
+}
+
+#define METHOD(function) ((PyCFunction)(void (*)(void))(function))
+
+static PyMethodDef stack_methods[] = {
+    {"start", METHOD(stack_start), METH_FASTCALL, NULL},
+    {"released", METHOD(stack_released), METH_NOARGS, NULL},
+    {"release", METHOD(stack_release), METH_NOARGS, NULL},
+    {"join", METHOD(stack_join), METH_O, NULL},
+    {"value", METHOD(stack_value), METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+#define GETTER(function) ((getter)(void (*)(void))(function))
+
+static PyGetSetDef stack_getset[] = {
+    {"size", GETTER(stack_get_size), NULL, NULL, NULL},
+    {"address", GETTER(stack_get_address), NULL, NULL, NULL},
+    {"pid", GETTER(stack_get_pid), NULL, NULL, NULL},
+    {"pidfd", GETTER(stack_get_pidfd), NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot stack_slots[] = {
+    {Py_tp_new, stack_new},
+    {Py_tp_dealloc, stack_dealloc},
+    {Py_tp_methods, stack_methods},
+    {Py_tp_getset, stack_getset},
+    {0, NULL},
+};
+
+PyType_Spec ramet_stack_spec = {
+    .name = "ramet._native.Stack",
+    .basicsize = sizeof(Stack),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = stack_slots,
+};

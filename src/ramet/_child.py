@@ -1,0 +1,455 @@
+"""Child and ExitStatus: waiting for a process, and signalling it, by its pidfd.
+
+Knows nothing of how the process was started.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import math
+import os
+import resource
+import struct
+import time
+import warnings
+from _thread import allocate_lock
+from signal import SIGKILL, SIGTERM, Signals, pidfd_send_signal
+from types import TracebackType
+
+from ramet import _orphans
+from ramet._flags import CloneFlags
+from ramet._native import Stack, waitid
+from ramet._orphans import WALL, Orphan
+
+# struct rusage: two timevals and fourteen longs (getrusage(2)).
+_RUSAGE = struct.Struct("18l")
+
+
+class ExitStatus:
+    """How a process ended, and what it used.
+
+    Compares by how the process ended, not by what it used.
+    """
+
+    __slots__ = ("_raw", "_rusage")
+
+    def __init__(self, code: int, status: int, rusage: bytes | None = None) -> None:
+        """Make a status from what waitid(2) says.
+
+        Parameters:
+            code: ``si_code``: os.CLD_EXITED, os.CLD_KILLED or os.CLD_DUMPED.
+            status: ``si_status``: the exit code, or the signal's number.
+            rusage: the kernel's struct rusage, if it is known.
+        """
+        self._raw = (code, status)
+        self._rusage = rusage
+
+    @property
+    def code(self) -> int | None:
+        """The exit code, 0 to 255. None if a signal ended the process."""
+        return self._raw[1] if self._raw[0] == os.CLD_EXITED else None
+
+    @property
+    def signal(self) -> int | None:
+        """The number of the signal that ended the process. None if it exited."""
+        return None if self._raw[0] == os.CLD_EXITED else self._raw[1]
+
+    @property
+    def core_dumped(self) -> bool:
+        """Whether the signal left a core dump."""
+        return self._raw[0] == os.CLD_DUMPED
+
+    @property
+    def returncode(self) -> int:
+        """The exit code, or the signal's number negated: what subprocess calls returncode."""
+        return self._raw[1] if self._raw[0] == os.CLD_EXITED else -self._raw[1]
+
+    @property
+    def rusage(self) -> resource.struct_rusage | None:
+        """What the process and the children it waited for used, as getrusage(2) has it.
+
+        None where the kernel told the status only: the process was not ours to wait for.
+        ``ru_maxrss`` (KiB) of a child that shared its parent's memory is the parent's.
+        """
+        if self._rusage is None:
+            return None
+        seconds, micros, system_seconds, system_micros, *counts = _RUSAGE.unpack(self._rusage)
+        times = (seconds + micros / 1e6, system_seconds + system_micros / 1e6)
+        return resource.struct_rusage((*times, *counts))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ExitStatus):
+            return NotImplemented
+        return self._raw == other._raw
+
+    def __hash__(self) -> int:
+        return hash(self._raw)
+
+    def __reduce__(self) -> tuple[type[ExitStatus], tuple[int, int, bytes | None]]:
+        return ExitStatus, (*self._raw, self._rusage)
+
+    def __repr__(self) -> str:
+        return f"<ramet.ExitStatus {self._words()}>"
+
+    def _words(self) -> str:
+        if self.signal is None:
+            return f"exited with {self.code}"
+        try:
+            name = Signals(self.signal).name
+        except ValueError:  # a real-time signal
+            name = f"signal {self.signal}"
+        return f"killed by {name}" + (", core dumped" if self.core_dumped else "")
+
+
+class Child:
+    """A process that was started by `ramet.clone`.
+
+    All goes through the pidfd that the process was born with, so that no other process can be
+    meant, whatever became of the pid. A Child can be used by several threads. As a context
+    manager it is waited for at the end of the block. One that is dropped before it was waited
+    for gives a ResourceWarning; it is then reaped at a later start of another.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_flags",
+        "_generation",
+        "_keep",
+        "_lock",
+        "_pid",
+        "_pidfd",
+        "_stack",
+        "_status",
+        "_waitable",
+    )
+
+    def __init__(self, flags: int) -> None:
+        """Make the handle of a process that is about to be started; users call `ramet.clone`.
+
+        Parameters:
+            flags: what it is started with.
+        """
+        self._status: ExitStatus | None = None
+        self._pid = 0
+        self._pidfd = -1
+        self._flags = flags
+        self._waitable = not flags & (CloneFlags.PARENT | CloneFlags.AUTOREAP)
+        self._stack: Stack | None = None
+        self._keep: object = None
+        self._lock = allocate_lock()  # held by whoever reaps
+        self._generation = _orphans.generation
+
+    def _born(self, stack: Stack, keep: object) -> None:
+        """Take over the process that was started on a stack. May be called again."""
+        pid = stack.pid
+        if (self._flags & _LASTING) == CloneFlags.VM:
+            self._stack = stack
+            self._keep = keep
+        self._pid = pid
+        self._pidfd = stack.pidfd
+        if self._pidfd < 0:
+            self._pidfd = _open_pidfd(pid)
+
+    def _abandon(self) -> None:
+        """Give up the handle, the process if there is one goes on."""
+        self._let_go()
+
+    @property
+    def pid(self) -> int:
+        """The process id, as the caller's pid namespace has it."""
+        return self._pid
+
+    @property
+    def pidfd(self) -> int:
+        """The pidfd: readable when the process has exited (pidfd_open(2)).
+
+        Raises:
+            ValueError: after `close`.
+        """
+        if self._pidfd < 0:
+            raise ValueError(f"{self!r} is closed")
+        return self._pidfd
+
+    def fileno(self) -> int:
+        """Return the pidfd, for select, selectors and asyncio.
+
+        Raises:
+            ValueError: after `close`.
+        """
+        return self.pidfd
+
+    def poll(self) -> ExitStatus | None:
+        """Collect the exit status if the process has ended; never blocks.
+
+        Returns:
+            The status, or None while the process runs.
+
+        Raises:
+            ChildProcessError: the status went to someone else, see `wait`.
+            ValueError: closed before it was waited for.
+        """
+        if self._status is None:
+            self._check_ours()
+            with self._lock:
+                return self._status or self._reap(os.WNOHANG)
+        return self._status
+
+    def wait(self, timeout: float | None = None) -> ExitStatus:
+        """Wait until the process has ended.
+
+        Blocks in the kernel. When a signal arrives its Python handler runs and the waiting goes
+        on with what is left of the time (PEP 475). Children with any exit signal, and with
+        none, are waited for.
+
+        Parameters:
+            timeout: seconds, None for ever.
+
+        Returns:
+            How it ended, and what it used. The same again if called again.
+
+        Raises:
+            TimeoutError: it still runs after `timeout` seconds.
+            ChildProcessError: the process has ended and its status went to someone else: it was
+                started with CLONE_PARENT, SIGCHLD is ignored, or another wait was quicker, and
+                the kernel does not tell what became of it (it does from Linux 6.15 on, but for
+                a process that its parent has yet to reap). Also in a fork of the process that
+                started it.
+            ValueError: closed before it was waited for, or `timeout` is not a number.
+
+        Source: waitid(2), pidfd_open(2).
+        """
+        if self._status is not None:
+            return self._status
+        self._check_ours()
+        if timeout is None and self._lock.acquire(False):
+            try:
+                status = self._status or self._reap(0)
+            finally:
+                self._lock.release()
+            if status is not None:
+                return status
+        deadline = deadline_after(timeout)
+        while True:
+            # Whoever holds the lock is in waitid and will be done with it when this is.
+            _orphans.is_readable(self.pidfd, milliseconds_until(deadline))
+            status = self.poll()
+            if status is not None:
+                return status
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError(
+                    errno.ETIMEDOUT, f"pid {self._pid} still runs after {timeout} seconds"
+                )
+
+    def send_signal(self, signal: int) -> None:
+        """Send a signal. Nothing happens if the process has ended.
+
+        Parameters:
+            signal: its number.
+
+        Raises:
+            PermissionError: the process has other credentials by now.
+            OSError: EINVAL: there is no such signal.
+            ValueError: closed.
+
+        Source: pidfd_send_signal(2).
+        """
+        if self._status is not None:
+            return
+        try:
+            pidfd_send_signal(self.pidfd, signal)
+        except ProcessLookupError:
+            pass
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self.send_signal(SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.send_signal(SIGKILL)
+
+    def close(self) -> None:
+        """Let go of the process: close the pidfd.
+
+        A process that still runs goes on, is no longer waited for here and gives no warning; its
+        memory is kept and its end collected behind the scenes. One that was started with
+        CLONE_PIDFD_AUTOKILL is killed by this.
+        """
+        self._let_go()
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Wait for the process, then close the pidfd."""
+        if self._pidfd >= 0:
+            try:
+                self.wait()
+            finally:
+                self.close()
+
+    def __del__(self) -> None:
+        if self._pidfd >= 0:
+            if self._status is None and self._waitable and not self._is_a_copy():
+                warnings.warn(f"{self!r} was not waited for", ResourceWarning, source=self)
+            self._let_go()
+
+    def __repr__(self) -> str:
+        if self._status is not None:
+            state = self._status._words()
+        elif self._pidfd < 0:
+            state = "closed"
+        else:
+            state = "not waited for yet"
+        return f"<ramet.Child pid={self._pid} {state}>"
+
+    # --- the kernel's side --------------------------------------------------------------------
+
+    def _is_a_copy(self) -> bool:
+        return self._generation != _orphans.generation
+
+    def _check_ours(self) -> None:
+        if self._is_a_copy():
+            raise self._lost("it is a child of the process that this one was forked from")
+        if self._pidfd < 0:
+            raise ValueError(f"{self!r} was closed before it was waited for")
+
+    def _lost(self, reason: str) -> ChildProcessError:
+        text = f"{os.strerror(errno.ECHILD)}: the exit status of pid {self._pid} is not to be had"
+        return ChildProcessError(errno.ECHILD, f"{text}: {reason}")
+
+    def _reap(self, options: int) -> ExitStatus | None:
+        """Ask the kernel, with the lock held. None: it runs, or (without WNOHANG) is not ours."""
+        if self._waitable:
+            try:
+                found = waitid(os.P_PIDFD, self._pidfd, os.WEXITED | WALL | options)
+            except ChildProcessError:
+                self._waitable = False
+            else:
+                return None if found is None else self._settle(ExitStatus(*found[1:]))
+        if not options & os.WNOHANG or not _orphans.is_readable(self._pidfd, 0):
+            return None
+        return self._settle(self._ask_pidfd())
+
+    def _settle(self, status: ExitStatus) -> ExitStatus:
+        self._status = status
+        stack, self._stack, self._keep = self._stack, None, None
+        if stack is not None:
+            stack.release()
+            _orphans.adopt(Orphan(-1, False, stack, None))
+        return status
+
+    def _ask_pidfd(self) -> ExitStatus:
+        """Find the status of a process that has exited and is, or will be, reaped by others."""
+        if self._flags & CloneFlags.PARENT:
+            wait_status = exit_info(self._pidfd, 0)
+            reason = "it goes to the parent that it has by CLONE_PARENT"
+        else:
+            wait_status = exit_info(self._pidfd, _REAPED_SOON)
+            reason = "it went to another wait, or to nobody since SIGCHLD is ignored"
+        if wait_status is None:
+            raise self._lost(reason)
+        if os.WIFEXITED(wait_status):
+            return ExitStatus(os.CLD_EXITED, os.WEXITSTATUS(wait_status))
+        code = os.CLD_DUMPED if os.WCOREDUMP(wait_status) else os.CLD_KILLED
+        return ExitStatus(code, os.WTERMSIG(wait_status))
+
+    def _let_go(self) -> None:
+        pidfd, self._pidfd = self._pidfd, -1
+        stack, self._stack = self._stack, None
+        keep, self._keep = self._keep, None
+        if pidfd < 0:
+            return
+        waitable = self._status is None and self._waitable and not self._is_a_copy()
+        if not waitable:
+            os.close(pidfd)
+            pidfd = -1
+        if waitable or stack is not None:
+            _orphans.adopt(Orphan(pidfd, waitable, stack, keep))
+
+
+# With VM and without VFORK the process runs in our memory after the call has returned.
+_LASTING = CloneFlags.VM | CloneFlags.VFORK
+
+
+def _open_pidfd(pid: int) -> int:
+    """Get the pidfd of a child that was born without one (clone(2) with PARENT_SETTID).
+
+    Without descriptors to spare nothing could be done with the child: it is then killed.
+    """
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        os.kill(pid, SIGKILL)  # ours and not waited for, so the pid is still its own
+        waitid(os.P_PID, pid, os.WEXITED | WALL)
+        raise
+
+
+# --- deadlines ----------------------------------------------------------------------------------
+
+# poll(2) takes an int of milliseconds.
+_LONGEST = 2**31 - 1
+
+
+def deadline_after(timeout: float | None) -> float | None:
+    """Turn a timeout in seconds into a time of the monotonic clock; None and inf are for ever.
+
+    Raises:
+        ValueError: not a number.
+    """
+    if timeout is None or timeout == math.inf:
+        return None
+    if math.isnan(timeout):
+        raise ValueError("timeout is not a number")
+    return time.monotonic() + max(timeout, 0)
+
+
+def milliseconds_until(deadline: float | None) -> int | None:
+    """Say how long poll may wait, rounded up so that it does not spin before the deadline."""
+    if deadline is None:
+        return None
+    return min(math.ceil(max(deadline - time.monotonic(), 0) * 1000), _LONGEST)
+
+
+# --- PIDFD_GET_INFO (linux/pidfd.h) -------------------------------------------------------------
+
+_INFO = struct.Struct("=QQ11Ii")
+_INFO_EXIT = 1 << 3
+_GET_INFO = 0xC000_FF0B | _INFO.size << 16
+# Milliseconds that the kernel may take to reap what nobody waits for, once it has exited.
+_REAPED_SOON = 1000
+
+
+def exit_info(pidfd: int, patience: int) -> int | None:
+    """Ask for the wait status of a process that somebody else reaped (Linux 6.15).
+
+    Parameters:
+        pidfd: the pidfd of a process that has exited.
+        patience: milliseconds to wait for it to be reaped.
+
+    Returns:
+        The status as wait(2) gives it, or None if the kernel does not tell.
+    """
+    wait_status = _exit_info_now(pidfd)
+    if wait_status is None and patience and _orphans.is_readable(pidfd, patience, events=0):
+        wait_status = _exit_info_now(pidfd)
+    return wait_status
+
+
+def _exit_info_now(pidfd: int) -> int | None:
+    request = bytearray(_INFO.pack(_INFO_EXIT, *[0] * 13))
+    try:
+        fcntl.ioctl(pidfd, _GET_INFO, request)
+    except OSError as error:
+        # ENOTTY, EINVAL: no such request before 6.13; ESRCH: reaped and, before 6.15, forgotten.
+        if error.errno in {errno.ENOTTY, errno.EINVAL, errno.ESRCH}:
+            return None
+        raise
+    mask, *_, wait_status = _INFO.unpack(request)
+    return int(wait_status) if mask & _INFO_EXIT else None

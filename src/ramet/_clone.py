@@ -1,0 +1,319 @@
+"""clone(): one managed start of a C function in a new process or thread.
+
+Puts together flags, pointers and stacks, and hands out Child and Thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import operator
+import os
+import struct
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from signal import SIGCHLD
+from typing import NamedTuple, Protocol
+
+from ramet import _orphans, _stacks
+from ramet._child import Child
+from ramet._errors import advise, call_error, describe_call
+from ramet._flags import CLONE3_ONLY, NAMESPACES, CloneFlags, check_flags, spell
+from ramet._native import Stack
+from ramet._pointers import PythonCallableError, function_address, pointer
+from ramet._stacks import DEFAULT_STACK_SIZE
+from ramet._threads import Thread
+
+_F = CloneFlags
+_VM, _VFORK, _THREAD = int(_F.VM), int(_F.VFORK), int(_F.THREAD)
+_HIGHEST_SIGNAL = 64
+_MAX_PID_NAMESPACES = 32  # MAX_PID_NS_LEVEL, include/linux/pid_namespace.h
+
+
+class HasFileno(Protocol):
+    """Anything with a descriptor."""
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        ...
+
+
+def clone(
+    fn: object,
+    arg: object = None,
+    flags: int = 0,
+    *,
+    exit_signal: int | None = None,
+    stack_size: int = DEFAULT_STACK_SIZE,
+    ptid: object = None,
+    tls: object = None,
+    ctid: object = None,
+    set_tid: Sequence[int] = (),
+    cgroup: int | str | os.PathLike[str] | HasFileno | None = None,
+) -> Child | Thread:
+    """Start a C function in a new process or thread.
+
+    The child calls ``fn(arg)`` on a stack of its own, which has a guard page, and exits with what
+    `fn` returns. What it shares with the caller is up to `flags`. clone3(2) is used, and where
+    that does not exist or is filtered, clone(2), provided that it can do what is asked for.
+
+    Beside what you ask for, the kernel is asked for ``PIDFD`` (unless for a thread), for
+    ``CLEAR_SIGHAND`` unless the handlers are shared (Python's handlers must not run in a child),
+    and, to learn when a task that shares memory has let go of it, for ``CHILD_CLEARTID``.
+
+    All signals are blocked during the start. `fn` then runs with the caller's signal mask, but
+    with all signals blocked if it shares the handlers (``SIGHAND``, ``THREAD``).
+
+    With ``VM`` the GIL is released during the call, and `fn` must keep off the C library unless
+    it has a thread pointer of its own (`tls`): it shares ``errno`` and all else that is
+    thread-local with the calling thread. Without ``VM`` the GIL is held.
+
+    Parameters:
+        fn: a C function ``long fn(void *)``: an address, a ctypes or cffi function pointer, or
+            anything with an ``address`` (a numba cfunc).
+        arg: its argument: None (NULL), an int, a ctypes object (its address) or ctypes pointer
+            (where it points), a cffi pointer, or a writable buffer (its address). It is kept
+            alive until the child is gone.
+        flags: `CloneFlags`.
+        exit_signal: the signal that the caller gets when the child ends, 0 for none. By default
+            SIGCHLD, and none where the kernel wants none (THREAD, PARENT, AUTOREAP).
+        stack_size: bytes, rounded up to whole pages.
+        ptid: where the thread id is stored before the call returns (an int, 4 bytes), as a
+            pointer like `arg`. Sets ``PARENT_SETTID``.
+        tls: the child's thread pointer, as a pointer like `arg`. Sets ``SETTLS``.
+        ctid: where ``CHILD_SETTID`` and ``CHILD_CLEARTID`` store (an int, 4 bytes), as a pointer
+            like `arg`; give one of the two flags, or both, with it. With CHILD_CLEARTID and VM
+            it is set to 1 beforehand, so that 0 means that the child is gone.
+        set_tid: ids for the child, the one in the innermost pid namespace first (Linux 5.5).
+        cgroup: the cgroup v2 directory to start in: a path, a descriptor, or an object with a
+            fileno (Linux 5.7). Sets ``INTO_CGROUP``.
+
+    Returns:
+        A `Child`, or with ``THREAD`` a `Thread`.
+
+    Raises:
+        ValueError: flags, exit signal or parameters that do not go together (the message says by
+            which rule), or a number that is out of range.
+        TypeError: an argument of a wrong kind; a Python function as `fn`.
+        OSError: the kernel refuses; the message has the call in words.
+
+    Source: clone(2), clone3.
+    """
+    _orphans.sweep()
+    address = _c_function(fn, flags)
+    arg_address, arg_owner = pointer(arg, "arg")
+    ptid_address, ptid_owner = pointer(ptid, "ptid")
+    tls_address, tls_owner = pointer(tls, "tls")
+    ctid_address, ctid_owner = pointer(ctid, "ctid")
+    given = (ptid is not None, tls is not None, ctid is not None, cgroup is not None)
+    plan = _plan(operator.index(flags), exit_signal, given)
+    ids = _pack_ids(set_tid) if set_tid else b""
+    sys.audit("ramet.clone", address, plan.flags)
+
+    stack = _stacks.take(stack_size)
+    request = _Request(
+        address, arg_address, plan, ptid_address, tls_address, ctid_address, ids, stack
+    )
+    keep = (fn, arg_owner, ptid_owner, tls_owner, ctid_owner)
+    # The handle is there before the task, so that each has just one owner at any moment: after
+    # any call here the handler of a signal may run, and raise.
+    task = Thread(stack, keep) if plan.thread else Child(plan.flags)
+    try:
+        if cgroup is None:
+            request.start(-1)
+        else:
+            with _cgroup_descriptor(cgroup) as descriptor:
+                request.start(descriptor)
+        task._born(stack, keep)
+        if not (plan.lasting or plan.thread):
+            _stacks.give_back(stack)
+        return task
+    except BaseException:
+        if stack.pid > 0:
+            task._born(stack, keep)
+        task._abandon()
+        raise
+
+
+class _Plan(NamedTuple):
+    """What the kernel is asked for, for a combination of flags and parameters."""
+
+    flags: int
+    exit_signal: int
+    lasting: bool  # the task runs on our stack after the call has returned
+    thread: bool
+
+
+@lru_cache(maxsize=256)
+def _plan(flags: int, exit_signal: int | None, given: tuple[bool, bool, bool, bool]) -> _Plan:
+    """Check a combination and add what is implied."""
+    has_ptid, has_tls, has_ctid, has_cgroup = given
+    ctid_flags = _F.CHILD_SETTID | _F.CHILD_CLEARTID
+    for flag, has, name in (
+        (_F.PARENT_SETTID, has_ptid, "ptid"),
+        (_F.SETTLS, has_tls, "tls"),
+        (_F.INTO_CGROUP, has_cgroup, "cgroup"),
+        (ctid_flags, has_ctid, "ctid"),
+    ):
+        if flags & flag and not has:
+            raise ValueError(f"{spell(flags & flag)} needs {name}")
+    if has_ctid and not flags & ctid_flags:
+        raise ValueError("ctid needs CLONE_CHILD_SETTID, CLONE_CHILD_CLEARTID or both")
+    flags |= has_ptid * _F.PARENT_SETTID | has_tls * _F.SETTLS | has_cgroup * _F.INTO_CGROUP
+
+    thread = bool(flags & _F.THREAD)
+    if exit_signal is None:
+        exit_signal = 0 if flags & (_F.THREAD | _F.PARENT | _F.AUTOREAP) else SIGCHLD
+    if not 0 <= exit_signal <= _HIGHEST_SIGNAL:
+        raise ValueError(f"exit_signal must be 0 to {_HIGHEST_SIGNAL}, not {exit_signal}")
+    check_flags(flags, exit_signal, "clone3")
+    if not flags & _F.SIGHAND:
+        flags |= _F.CLEAR_SIGHAND
+    if not thread:
+        flags |= _F.PIDFD
+    elif has_ctid:
+        flags |= _F.CHILD_CLEARTID
+    lasting = bool(flags & _F.VM) and not flags & _F.VFORK
+    return _Plan(int(flags), int(exit_signal), lasting, thread)
+
+
+class _Request:
+    """One start: what the kernel is asked for, and what it answered."""
+
+    __slots__ = ("args", "cgroup", "ids", "plan", "stack", "use_clone")
+
+    def __init__(
+        self,
+        fn: int,
+        arg: int,
+        plan: _Plan,
+        ptid: int,
+        tls: int,
+        ctid: int,
+        ids: bytes,
+        stack: Stack,
+    ) -> None:
+        self.args = (fn, arg, plan.flags, plan.exit_signal, ptid, tls, ctid)
+        self.plan = plan
+        self.ids = ids
+        self.stack = stack
+        self.cgroup = -1
+        self.use_clone = False
+
+    def start(self, cgroup: int) -> None:
+        """Make the call, clone3 first. The answer is in the stack.
+
+        Raises:
+            OSError: the kernel refuses.
+        """
+        self.cgroup = cgroup
+        lost = ""
+        if not _clone3.missing:
+            result = self.stack.start(*self.args, cgroup, self.ids, False)
+            if result > 0:
+                return
+            if not self._may_be_a_filter(-result):
+                raise self._error(-result)
+        lost = self._lost_by_clone()
+        if lost:
+            raise self._error(errno.ENOSYS, f"clone3 is not to be had, and clone has no {lost}")
+        self.use_clone = True
+        fn, arg, flags, *rest = self.args
+        # Our part of the child resets the handlers; a pidfd beside ptid comes after the start.
+        flags &= ~int(_F.CLEAR_SIGHAND)
+        if flags & _F.PARENT_SETTID:
+            flags &= ~int(_F.PIDFD)
+        result = self.stack.start(fn, arg, flags, *rest, -1, b"", True)
+        if result < 0:
+            raise self._error(-result)
+        _clone3.missing = True
+
+    def _may_be_a_filter(self, error: int) -> bool:
+        """Whether an errno of clone3 can mean that this call is what is refused."""
+        if error == errno.EPERM:
+            return not (self.ids or self.plan.flags & _PRIVILEGED)
+        return error == errno.ENOSYS
+
+    def _lost_by_clone(self) -> str:
+        """Name what clone(2) cannot do, if anything."""
+        flags = self.plan.flags
+        lost = [spell(flags & CLONE3_ONLY & ~_F.CLEAR_SIGHAND)] if flags & _CLONE3_FEATURES else []
+        if self.ids:
+            lost.append("set_tid")
+        if self.plan.thread and flags & _F.PIDFD and flags & _F.PARENT_SETTID:
+            lost.append("CLONE_PIDFD with CLONE_PARENT_SETTID")
+        return ", ".join(lost)
+
+    def _error(self, error: int, advice: str = "") -> OSError:
+        """Make the exception for a failed start."""
+        _, _, _, _, ptid, tls, ctid = self.args
+        ids = list(struct.unpack(f"={len(self.ids) // 4}i", self.ids))
+        description = describe_call(
+            "clone" if self.use_clone else "clone3",
+            self.plan.flags,
+            exit_signal=self.plan.exit_signal,
+            stack_size=self.stack.size,
+            parent_tid=ptid,
+            tls=tls,
+            child_tid=ctid,
+            set_tid=ids,
+            cgroup=self.cgroup if self.cgroup >= 0 else None,
+        )
+        advice = advice or advise(error, self.plan.flags, set_tid=bool(ids))
+        return call_error(error, description, advice)
+
+
+class _Clone3:
+    """What this process has learnt of clone3: it is missing, or a filter refuses it."""
+
+    missing = False
+
+
+_clone3 = _Clone3()
+
+_CLONE3_FEATURES = CLONE3_ONLY & ~_F.CLEAR_SIGHAND
+# What EPERM may be about, other than a filter that does not know clone3.
+_PRIVILEGED = NAMESPACES | _F.INTO_CGROUP | _F.PIDFD_AUTOKILL
+
+
+def _c_function(fn: object, flags: int) -> int:
+    try:
+        return function_address(fn)
+    except PythonCallableError as error:
+        if flags & _F.VM:
+            reason = (
+                "with CLONE_VM the child would run Python in this process's memory, on this "
+                "thread's state and without the GIL, and corrupt both"
+            )
+        else:
+            reason = (
+                "a copy of this process has to pass Python's fork hooks before it may run Python"
+            )
+        raise TypeError(f"fn must be a C function: {error}, and {reason}") from None
+
+
+def _pack_ids(set_tid: Sequence[int]) -> bytes:
+    if len(set_tid) > _MAX_PID_NAMESPACES:
+        raise ValueError(
+            f"set_tid has {len(set_tid)} ids, and pid namespaces nest {_MAX_PID_NAMESPACES} deep"
+        )
+    for tid in set_tid:
+        if not 0 < operator.index(tid) < 1 << 31:
+            raise ValueError(f"set_tid must have positive ids, not {tid}")
+    return struct.pack(f"={len(set_tid)}i", *set_tid)
+
+
+@contextmanager
+def _cgroup_descriptor(cgroup: int | str | os.PathLike[str] | HasFileno) -> Iterator[int]:
+    if isinstance(cgroup, str | os.PathLike):
+        descriptor = os.open(cgroup, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+    else:
+        descriptor = cgroup if isinstance(cgroup, int) else cgroup.fileno()
+        if descriptor < 0:
+            raise ValueError(f"cgroup must be a path or a descriptor, not {cgroup!r}")
+        yield descriptor

@@ -1,0 +1,141 @@
+"""Functions and arguments as addresses.
+
+Knows the objects that have one (ctypes, cffi, numba, buffers), nothing of clone. Neither ctypes
+nor cffi is imported here: whoever passes one of their objects has done so already.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from ramet import _native
+
+_WORD = 1 << 64
+
+
+class PythonCallableError(TypeError):
+    """A Python function was given where a C function is needed."""
+
+
+def function_address(fn: object) -> int:
+    """Find the address of a C function.
+
+    Parameters:
+        fn: an address, a ctypes or cffi function pointer, or anything with an ``address``
+            (a numba cfunc).
+
+    Returns:
+        The address, not 0.
+
+    Raises:
+        PythonCallableError: `fn` is, or leads to, a Python function.
+        TypeError: `fn` is none of these.
+        ValueError: the address is NULL, negative, or longer than a word.
+    """
+    if type(fn) is int:
+        address = fn
+    elif _is_ctypes_function(fn):
+        _refuse_callback(fn, _is_ctypes_callback(fn))
+        address = _ctypes_value(fn)
+    elif _is_cffi(fn):
+        _refuse_callback(fn, "__CDataOwn" in type(fn).__name__)
+        address = _cffi_value(fn)
+    elif isinstance(getattr(fn, "address", None), int):
+        address = fn.address  # type: ignore[attr-defined]
+    elif callable(fn):
+        raise PythonCallableError(f"{fn!r} is a Python callable")
+    else:
+        raise TypeError(
+            "fn must be an address, a ctypes or cffi function pointer, or have an .address, "
+            f"not {type(fn).__name__}"
+        )
+    if not 0 < address < _WORD:
+        raise ValueError(f"fn must be the address of a function, not {address:#x}")
+    return address
+
+
+def pointer(value: object, name: str) -> tuple[int, object]:
+    """Find what address an argument stands for.
+
+    Parameters:
+        value: None (0), an int (as it is, -2**63 to 2**64-1), a ctypes pointer (where it points)
+            or other ctypes object (its address), a cffi pointer or array, or a writable,
+            contiguous buffer (the address of its first byte).
+        name: the parameter's name, for errors.
+
+    Returns:
+        The address, and an object whose life keeps it good.
+
+    Raises:
+        TypeError: `value` is none of these, or a buffer that is read-only or not contiguous.
+        ValueError: an int that does not fit into a word.
+    """
+    if value is None:
+        return 0, None
+    if isinstance(value, int):
+        if not -_WORD // 2 <= value < _WORD:
+            raise ValueError(f"{name} does not fit into 64 bits: {value:#x}")
+        return value % _WORD, None
+    if _is_ctypes_pointer(value):
+        return _ctypes_value(value), value
+    if _is_cffi(value):
+        return _cffi_value(value), value
+    try:
+        view = memoryview(value)  # type: ignore[arg-type]
+        return _native.address(view), view
+    except (TypeError, BufferError) as error:
+        raise TypeError(
+            f"{name} must be None, an int, a ctypes or cffi object or a writable contiguous "
+            f"buffer, not {type(value).__name__} ({error})"
+        ) from None
+
+
+def _refuse_callback(fn: object, is_callback: bool) -> None:
+    if is_callback:
+        raise PythonCallableError(f"{fn!r} calls back into Python")
+
+
+# --- ctypes -----------------------------------------------------------------------------------
+
+
+def _is_ctypes_function(value: object) -> bool:
+    ctypes = sys.modules.get("_ctypes")
+    return ctypes is not None and isinstance(value, ctypes.CFuncPtr)
+
+
+def _is_ctypes_callback(fn: Any) -> bool:
+    """Whether a function pointer was made from a Python function: it keeps the thunk alive."""
+    kept = fn._objects or {}
+    return any(type(item).__name__ == "CThunkObject" for item in kept.values())
+
+
+def _is_ctypes_pointer(value: object) -> bool:
+    ctypes = sys.modules.get("ctypes")
+    if ctypes is None:
+        return False
+    pointers = (ctypes._Pointer, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_wchar_p)
+    return isinstance(value, pointers) or (
+        _is_ctypes_function(value) or type(value).__name__ == "CArgObject"  # byref()
+    )
+
+
+def _ctypes_value(value: Any) -> int:
+    ctypes: Any = sys.modules["ctypes"]
+    address: int | None = ctypes.cast(value, ctypes.c_void_p).value
+    return address or 0
+
+
+# --- cffi -------------------------------------------------------------------------------------
+
+
+def _is_cffi(value: object) -> bool:
+    return type(value).__module__ == "_cffi_backend"
+
+
+def _cffi_value(value: Any) -> int:
+    backend: Any = sys.modules["_cffi_backend"]
+    try:
+        return int(backend.cast(backend.new_primitive_type("uintptr_t"), value))
+    except TypeError as error:
+        raise TypeError(f"{value!r} is not a pointer: {error}") from None

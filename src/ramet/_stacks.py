@@ -1,0 +1,38 @@
+"""The pool of stacks for tasks. Knows nothing of tasks."""
+
+from __future__ import annotations
+
+from ramet._native import Stack
+
+DEFAULT_STACK_SIZE = 256 * 1024
+"""Bytes. Only pages that are touched take memory; below lies a guard page."""
+
+# Each start needs one stack for the time of the call, so this is the number of threads that
+# start children at the same moment and of running tasks that share memory, within reason.
+_KEPT = 16
+_idle: list[Stack] = []
+
+
+def take(size: int) -> Stack:
+    """Give out a stack that nobody uses.
+
+    Parameters:
+        size: bytes; rounded up to whole pages.
+
+    Raises:
+        OSError: the kernel gives no memory.
+        ValueError: less than a page.
+    """
+    if size == DEFAULT_STACK_SIZE:
+        try:
+            return _idle.pop()
+        except IndexError:
+            pass
+    return Stack(size)
+
+
+def give_back(stack: Stack) -> None:
+    """Take back a stack that the kernel has been seen to have let go of."""
+    stack.release()
+    if stack.size == DEFAULT_STACK_SIZE and len(_idle) < _KEPT:
+        _idle.append(stack)
