@@ -20,7 +20,8 @@ static long start_with_clone(const struct clone_args *args, struct ramet_record 
                        (int *)args->child_tid);
 }
 
-long ramet_launch(struct ramet_launch *launch, struct ramet_record *record) {
+long ramet_launch(struct ramet_launch *launch) {
+    struct ramet_record *record = launch->record;
     const uint64_t all = ~(uint64_t)0;
     uint64_t mask = 0;
 

@@ -11,14 +11,14 @@
 #include "child.h"
 
 struct ramet_launch {
-    struct clone_args args; /* stack is the lowest byte, as the kernel has it */
-    size_t size;            /* the version of clone_args that the kernel is given */
-    int use_clone;          /* clone(2) instead of clone3(2) */
+    struct clone_args args;      /* stack is the lowest byte, as the kernel has it */
+    size_t size;                 /* the version of clone_args that the kernel is given */
+    int use_clone;               /* clone(2) instead of clone3(2) */
+    struct ramet_record *record; /* lies where it outlives the task's use of it */
 };
 
-/* Blocks all signals, starts the task and restores the mask. The record must lie
- * where it outlives the task's use of it, with fn and arg set.
- * Returns the thread id, or -errno. */
-long ramet_launch(struct ramet_launch *launch, struct ramet_record *record);
+/* Blocks all signals, starts the task and restores the mask. fn and arg of the
+ * record are set. Returns the thread id, or -errno. */
+long ramet_launch(struct ramet_launch *launch);
 
 #endif

@@ -2,27 +2,22 @@
 #include "child.h"
 #include "module.h"
 
-static int exec_module(PyObject *module) {
-    PyMethodDef *const subjects[] = {ramet_lowlevel_methods, ramet_wait_methods,
-                                     ramet_pointer_methods};
-    for (size_t i = 0; i < sizeof subjects / sizeof *subjects; i++) {
-        if (PyModule_AddFunctions(module, subjects[i]) < 0) {
-            return -1;
-        }
-    }
-    PyObject *stack = PyType_FromModuleAndSpec(module, &ramet_stack_spec, NULL);
-    if (stack == NULL) {
-        return -1;
-    }
-    int result = PyModule_AddObjectRef(module, "Stack", stack);
-    Py_DECREF(stack);
-    if (result < 0) {
-        return -1;
-    }
-    PyObject *nothing = PyLong_FromVoidPtr((void *)ramet_nothing);
-    result = PyModule_AddObjectRef(module, "nothing", nothing);
-    Py_XDECREF(nothing);
+static int add(PyObject *module, const char *name, PyObject *value) {
+    int result = PyModule_AddObjectRef(module, name, value); /* NULL is an error, too */
+    Py_XDECREF(value);
     return result;
+}
+
+static int exec_module(PyObject *module) {
+    if (PyModule_AddFunctions(module, ramet_lowlevel_methods) < 0 ||
+        PyModule_AddFunctions(module, ramet_pointer_methods) < 0) {
+        return -1;
+    }
+    if (add(module, "Stack", PyType_FromModuleAndSpec(module, &ramet_stack_spec, NULL)) < 0 ||
+        add(module, "Task", PyType_FromModuleAndSpec(module, &ramet_task_spec, NULL)) < 0) {
+        return -1;
+    }
+    return add(module, "nothing", PyLong_FromVoidPtr((void *)ramet_nothing));
 }
 
 /* Slots that came after 3.11, by their numbers in the stable ABI: there is no

@@ -9,11 +9,11 @@
 #include <Python.h>
 #include <stdint.h>
 
-/* The functions of each subject; module.c only collects them. */
+/* The functions and types of each subject; module.c only collects them. */
 extern PyMethodDef ramet_lowlevel_methods[];
-extern PyMethodDef ramet_wait_methods[];
 extern PyMethodDef ramet_pointer_methods[];
 extern PyType_Spec ramet_stack_spec;
+extern PyType_Spec ramet_task_spec;
 
 /* Converts an int to a 64-bit word, address or flag. Returns -1 with TypeError or
  * OverflowError set; a negative int is an OverflowError. */

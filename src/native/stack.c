@@ -15,8 +15,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "launch.h"
 #include "module.h"
+#include "stack.h"
 
 #define NANOSECONDS 1000000000
 
@@ -31,8 +31,6 @@ typedef struct {
     struct ramet_record *record; /* at the top of the mapping */
     int *watch;                  /* what the kernel clears at the end; NULL: nothing does */
     int busy;                    /* a task may be running on it */
-    long pid;                    /* of the last start: thread id, or -errno */
-    int pidfd;                   /* of the last start, or -1 */
 } Stack;
 
 /* A task on this stack cleared the word, as its last act in this memory (mm_release,
@@ -61,7 +59,6 @@ static PyObject *stack_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         return NULL;
     }
     self->guard = page;
-    self->pidfd = -1;
     self->total = (((size_t)size + page - 1) & ~(page - 1)) + self->guard;
     void *base = mmap(NULL, self->total, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK | MAP_NORESERVE, -1, 0);
@@ -93,77 +90,20 @@ static void stack_dealloc(PyObject *object) {
     Py_DECREF(type);
 }
 
-/* start(fn, arg, flags, exit_signal, ptid, tls, ctid, cgroup, set_tid, use_clone)
- *     -> thread id or -errno
- *
- * cgroup is -1 for none, set_tid a bytes object of pid_t. The answer is kept in pid
- * and pidfd too: a Python signal handler may raise as soon as this returns, and a
- * task that was started must not be lost by that. */
-#define START_PARAMETERS 10
-
-static int parse_start(PyObject *const *args, struct ramet_launch *launch,
-                       struct ramet_record *record) {
-    uint64_t words[7];
-    for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
-        if (ramet_as_u64(args[i], &words[i]) < 0) {
-            return -1;
-        }
-    }
-    int cgroup = (int)PyLong_AsLong(args[7]);
-    if (cgroup == -1 && PyErr_Occurred()) {
+int ramet_stack_begin(PyObject *object, struct ramet_launch *launch) {
+    Stack *self = (Stack *)object;
+    __u64 *flags = &launch->args.flags;
+    if (PyType_GetSlot(Py_TYPE(object), Py_tp_dealloc) != (void *)stack_dealloc) {
+        PyErr_SetString(PyExc_TypeError, "not a Stack");
         return -1;
-    }
-    char *set_tid = NULL;
-    Py_ssize_t set_tid_size = 0;
-    if (PyBytes_AsStringAndSize(args[8], &set_tid, &set_tid_size) < 0) {
-        return -1;
-    }
-    launch->use_clone = PyObject_IsTrue(args[9]);
-    if (launch->use_clone < 0) {
-        return -1;
-    }
-    record->fn = (long (*)(void *))words[0];
-    record->arg = (void *)words[1];
-    launch->args = (struct clone_args){
-        .flags = words[2],
-        .exit_signal = words[3],
-        .parent_tid = words[4],
-        .tls = words[5],
-        .child_tid = words[6],
-    };
-    launch->size = CLONE_ARGS_SIZE_VER0;
-    if (set_tid_size > 0) {
-        launch->args.set_tid = (uint64_t)set_tid;
-        launch->args.set_tid_size = (uint64_t)set_tid_size / sizeof(pid_t);
-        launch->size = CLONE_ARGS_SIZE_VER1;
-    }
-    if (cgroup >= 0) {
-        launch->args.cgroup = (__u64)cgroup;
-        launch->size = CLONE_ARGS_SIZE_VER2;
-    }
-    return 0;
-}
-
-static PyObject *stack_start(Stack *self, PyObject *const *args, Py_ssize_t count) {
-    struct ramet_launch launch;
-    struct ramet_record *record = self->record;
-    if (count != START_PARAMETERS) {
-        return PyErr_Format(PyExc_TypeError, "start takes %d arguments, got %zd", START_PARAMETERS,
-                            count);
     }
     if (!is_released(self)) {
         PyErr_SetString(PyExc_RuntimeError, "a task is running on this stack");
-        return NULL;
+        return -1;
     }
-    if (parse_start(args, &launch, record) < 0) {
-        return NULL;
-    }
-    __u64 *flags = &launch.args.flags;
-    self->pid = 0;
-    self->pidfd = -1;
-    launch.args.pidfd = (uint64_t)&self->pidfd;
-    launch.args.stack = (uint64_t)(self->base + self->guard);
-    launch.args.stack_size = (uint64_t)((char *)record - (self->base + self->guard));
+    launch->record = self->record;
+    launch->args.stack = (uint64_t)(self->base + self->guard);
+    launch->args.stack_size = (uint64_t)((char *)self->record - (self->base + self->guard));
 
     /* Without CLONE_VM the child has a copy of this stack; with CLONE_VFORK it is
      * done with the stack when the call returns. Otherwise the word tells, which is
@@ -172,44 +112,33 @@ static PyObject *stack_start(Stack *self, PyObject *const *args, Py_ssize_t coun
     int lasting = (*flags & CLONE_VM) && !(*flags & CLONE_VFORK);
     self->watch = NULL;
     if (*flags & CLONE_CHILD_CLEARTID) {
-        self->watch = (int *)launch.args.child_tid;
+        self->watch = (int *)launch->args.child_tid;
     } else if (lasting && !(*flags & CLONE_CHILD_SETTID)) {
         *flags |= CLONE_CHILD_CLEARTID;
-        launch.args.child_tid = (uint64_t)&record->tid;
-        self->watch = &record->tid;
+        launch->args.child_tid = (uint64_t)&self->record->tid;
+        self->watch = &self->record->tid;
     }
-    record->returned = 0;
+    self->record->returned = 0;
     if (lasting && self->watch != NULL) {
         *self->watch = ALIVE;
     }
     self->busy = lasting;
-
-    long result = 0;
-    if (*flags & CLONE_VM) {
-        Py_BEGIN_ALLOW_THREADS
-        result = ramet_launch(&launch, record);
-        Py_END_ALLOW_THREADS
-    } else {
-        result = ramet_launch(&launch, record);
-    }
-    if (result < 0) {
-        self->busy = 0;
-    }
-    self->pid = result;
-    return PyLong_FromLong(result);
-}
-
-static PyObject *stack_released(Stack *self, PyObject *unused) {
-    (void)unused;
-    return PyBool_FromLong(is_released(self));
+    return lasting;
 }
 
 static PyObject *stack_release(Stack *self, PyObject *unused) {
     (void)unused;
     self->busy = 0;
-    self->pid = 0;
-    self->pidfd = -1;
     Py_RETURN_NONE;
+}
+
+void ramet_stack_end(PyObject *object) {
+    ((Stack *)object)->busy = 0;
+}
+
+static PyObject *stack_released(Stack *self, PyObject *unused) {
+    (void)unused;
+    return PyBool_FromLong(is_released(self));
 }
 
 static PyObject *stack_value(Stack *self, PyObject *unused) {
@@ -284,20 +213,9 @@ static PyObject *stack_get_address(Stack *self, void *closure) {
     return PyLong_FromVoidPtr(self->base + self->guard);
 }
 
-static PyObject *stack_get_pid(Stack *self, void *closure) {
-    (void)closure;
-    return PyLong_FromLong(self->pid);
-}
-
-static PyObject *stack_get_pidfd(Stack *self, void *closure) {
-    (void)closure;
-    return PyLong_FromLong(self->pidfd);
-}
-
 #define METHOD(function) ((PyCFunction)(void (*)(void))(function))
 
 static PyMethodDef stack_methods[] = {
-    {"start", METHOD(stack_start), METH_FASTCALL, NULL},
     {"released", METHOD(stack_released), METH_NOARGS, NULL},
     {"release", METHOD(stack_release), METH_NOARGS, NULL},
     {"join", METHOD(stack_join), METH_O, NULL},
@@ -310,8 +228,6 @@ static PyMethodDef stack_methods[] = {
 static PyGetSetDef stack_getset[] = {
     {"size", GETTER(stack_get_size), NULL, NULL, NULL},
     {"address", GETTER(stack_get_address), NULL, NULL, NULL},
-    {"pid", GETTER(stack_get_pid), NULL, NULL, NULL},
-    {"pidfd", GETTER(stack_get_pidfd), NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

@@ -5,6 +5,7 @@ Knows nothing of how the process was started.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import math
@@ -13,14 +14,14 @@ import resource
 import struct
 import time
 import warnings
-from _thread import allocate_lock
 from signal import SIGKILL, SIGTERM, Signals, pidfd_send_signal
 from types import TracebackType
+from typing import Self
 
-from ramet import _orphans
+from ramet import _orphans, _stacks
 from ramet._flags import CloneFlags
-from ramet._native import Stack, waitid
-from ramet._orphans import WALL, Orphan
+from ramet._native import Task
+from ramet._orphans import Orphan
 
 # struct rusage: two timevals and fourteen longs (getrusage(2)).
 _RUSAGE = struct.Struct("18l")
@@ -37,7 +38,7 @@ class ExitStatus:
     def __init__(self, code: int, status: int, rusage: bytes | None = None) -> None:
         """Make a status from what waitid(2) says.
 
-        Parameters:
+        Args:
             code: ``si_code``: os.CLD_EXITED, os.CLD_KILLED or os.CLD_DUMPED.
             status: ``si_status``: the exit code, or the signal's number.
             rusage: the kernel's struct rusage, if it is known.
@@ -102,7 +103,7 @@ class ExitStatus:
         return f"killed by {name}" + (", core dumped" if self.core_dumped else "")
 
 
-class Child:
+class Child(Task):
     """A process that was started by `ramet.clone`.
 
     All goes through the pidfd that the process was born with, so that no other process can be
@@ -111,49 +112,7 @@ class Child:
     for gives a ResourceWarning; it is then reaped at a later start of another.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_flags",
-        "_generation",
-        "_keep",
-        "_lock",
-        "_pid",
-        "_pidfd",
-        "_stack",
-        "_status",
-        "_waitable",
-    )
-
-    def __init__(self, flags: int) -> None:
-        """Make the handle of a process that is about to be started; users call `ramet.clone`.
-
-        Parameters:
-            flags: what it is started with.
-        """
-        self._status: ExitStatus | None = None
-        self._pid = 0
-        self._pidfd = -1
-        self._flags = flags
-        self._waitable = not flags & (CloneFlags.PARENT | CloneFlags.AUTOREAP)
-        self._stack: Stack | None = None
-        self._keep: object = None
-        self._lock = allocate_lock()  # held by whoever reaps
-        self._generation = _orphans.generation
-
-    def _born(self, stack: Stack, keep: object) -> None:
-        """Take over the process that was started on a stack. May be called again."""
-        pid = stack.pid
-        if (self._flags & _LASTING) == CloneFlags.VM:
-            self._stack = stack
-            self._keep = keep
-        self._pid = pid
-        self._pidfd = stack.pidfd
-        if self._pidfd < 0:
-            self._pidfd = _open_pidfd(pid)
-
-    def _abandon(self) -> None:
-        """Give up the handle, the process if there is one goes on."""
-        self._let_go()
+    __slots__ = ("__weakref__",)
 
     @property
     def pid(self) -> int:
@@ -189,11 +148,14 @@ class Child:
             ChildProcessError: the status went to someone else, see `wait`.
             ValueError: closed before it was waited for.
         """
-        if self._status is None:
+        status = self._status or self.reap(os.WNOHANG, ExitStatus)
+        if status is None:
             self._check_ours()
-            with self._lock:
-                return self._status or self._reap(os.WNOHANG)
-        return self._status
+            if not self._waitable and _orphans.is_readable(self._pidfd, 0):
+                status = self._status = self._ask_pidfd()
+        if status is not None:
+            self._settle()
+        return status
 
     def wait(self, timeout: float | None = None) -> ExitStatus:
         """Wait until the process has ended.
@@ -202,7 +164,7 @@ class Child:
         on with what is left of the time (PEP 475). Children with any exit signal, and with
         none, are waited for.
 
-        Parameters:
+        Args:
             timeout: seconds, None for ever.
 
         Returns:
@@ -219,20 +181,16 @@ class Child:
 
         Source: waitid(2), pidfd_open(2).
         """
-        if self._status is not None:
-            return self._status
-        self._check_ours()
-        if timeout is None and self._lock.acquire(False):
-            try:
-                status = self._status or self._reap(0)
-            finally:
-                self._lock.release()
+        if timeout is None:
+            status = self.reap(0, ExitStatus)
             if status is not None:
+                if self._stack is not None:
+                    self._settle()
                 return status
         deadline = deadline_after(timeout)
         while True:
-            # Whoever holds the lock is in waitid and will be done with it when this is.
-            _orphans.is_readable(self.pidfd, milliseconds_until(deadline))
+            self._check_ours()
+            _orphans.is_readable(self._pidfd, milliseconds_until(deadline))
             status = self.poll()
             if status is not None:
                 return status
@@ -244,7 +202,7 @@ class Child:
     def send_signal(self, signal: int) -> None:
         """Send a signal. Nothing happens if the process has ended.
 
-        Parameters:
+        Args:
             signal: its number.
 
         Raises:
@@ -256,10 +214,8 @@ class Child:
         """
         if self._status is not None:
             return
-        try:
+        with contextlib.suppress(ProcessLookupError):
             pidfd_send_signal(self.pidfd, signal)
-        except ProcessLookupError:
-            pass
 
     def terminate(self) -> None:
         """Send SIGTERM."""
@@ -278,7 +234,7 @@ class Child:
         """
         self._let_go()
 
-    def __enter__(self) -> Child:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -294,12 +250,6 @@ class Child:
             finally:
                 self.close()
 
-    def __del__(self) -> None:
-        if self._pidfd >= 0:
-            if self._status is None and self._waitable and not self._is_a_copy():
-                warnings.warn(f"{self!r} was not waited for", ResourceWarning, source=self)
-            self._let_go()
-
     def __repr__(self) -> str:
         if self._status is not None:
             state = self._status._words()
@@ -312,38 +262,24 @@ class Child:
     # --- the kernel's side --------------------------------------------------------------------
 
     def _is_a_copy(self) -> bool:
-        return self._generation != _orphans.generation
+        return self._owner != os.getpid()
 
     def _check_ours(self) -> None:
+        if self._status is None and self._pidfd < 0:
+            raise ValueError(f"{self!r} was closed before it was waited for")
         if self._is_a_copy():
             raise self._lost("it is a child of the process that this one was forked from")
-        if self._pidfd < 0:
-            raise ValueError(f"{self!r} was closed before it was waited for")
 
     def _lost(self, reason: str) -> ChildProcessError:
         text = f"{os.strerror(errno.ECHILD)}: the exit status of pid {self._pid} is not to be had"
         return ChildProcessError(errno.ECHILD, f"{text}: {reason}")
 
-    def _reap(self, options: int) -> ExitStatus | None:
-        """Ask the kernel, with the lock held. None: it runs, or (without WNOHANG) is not ours."""
-        if self._waitable:
-            try:
-                found = waitid(os.P_PIDFD, self._pidfd, os.WEXITED | WALL | options)
-            except ChildProcessError:
-                self._waitable = False
-            else:
-                return None if found is None else self._settle(ExitStatus(*found[1:]))
-        if not options & os.WNOHANG or not _orphans.is_readable(self._pidfd, 0):
-            return None
-        return self._settle(self._ask_pidfd())
-
-    def _settle(self, status: ExitStatus) -> ExitStatus:
-        self._status = status
+    def _settle(self) -> None:
+        """Give back the memory of a process that has ended."""
         stack, self._stack, self._keep = self._stack, None, None
         if stack is not None:
             stack.release()
-            _orphans.adopt(Orphan(-1, False, stack, None))
-        return status
+            _stacks.give_back(stack)
 
     def _ask_pidfd(self) -> ExitStatus:
         """Find the status of a process that has exited and is, or will be, reaped by others."""
@@ -360,25 +296,33 @@ class Child:
         code = os.CLD_DUMPED if os.WCOREDUMP(wait_status) else os.CLD_KILLED
         return ExitStatus(code, os.WTERMSIG(wait_status))
 
+    def _dropped(self) -> None:
+        """See to what is left when this object goes."""
+        if self._status is None and self._waitable and not self._is_a_copy():
+            warnings.warn(
+                f"{self!r} was not waited for", ResourceWarning, stacklevel=2, source=self
+            )
+        self._let_go()
+
     def _let_go(self) -> None:
-        pidfd, self._pidfd = self._pidfd, -1
+        """Give up the handle; the process, if there is one, goes on."""
+        rest = None
+        if self._status is None and self._waitable and not self._is_a_copy():
+            rest = Task(self._flags, True)
+            rest._pid, rest._pidfd, self._pidfd = self._pid, self._pidfd, -1
+        else:
+            _orphans.close(self)
         stack, self._stack = self._stack, None
         keep, self._keep = self._keep, None
-        if pidfd < 0:
-            return
-        waitable = self._status is None and self._waitable and not self._is_a_copy()
-        if not waitable:
-            os.close(pidfd)
-            pidfd = -1
-        if waitable or stack is not None:
-            _orphans.adopt(Orphan(pidfd, waitable, stack, keep))
+        if rest is not None or stack is not None:
+            _orphans.adopt(Orphan(rest, stack, keep))
 
 
-# With VM and without VFORK the process runs in our memory after the call has returned.
-_LASTING = CloneFlags.VM | CloneFlags.VFORK
+# __WALL of <linux/wait.h>: children with any exit signal, or none.
+_WALL = 0x4000_0000
 
 
-def _open_pidfd(pid: int) -> int:
+def open_pidfd(pid: int) -> int:
     """Get the pidfd of a child that was born without one (clone(2) with PARENT_SETTID).
 
     Without descriptors to spare nothing could be done with the child: it is then killed.
@@ -387,7 +331,7 @@ def _open_pidfd(pid: int) -> int:
         return os.pidfd_open(pid)
     except OSError:
         os.kill(pid, SIGKILL)  # ours and not waited for, so the pid is still its own
-        waitid(os.P_PID, pid, os.WEXITED | WALL)
+        os.waitid(os.P_PID, pid, os.WEXITED | _WALL)
         raise
 
 
@@ -429,7 +373,7 @@ _REAPED_SOON = 1000
 def exit_info(pidfd: int, patience: int) -> int | None:
     """Ask for the wait status of a process that somebody else reaped (Linux 6.15).
 
-    Parameters:
+    Args:
         pidfd: the pidfd of a process that has exited.
         patience: milliseconds to wait for it to be reaped.
 

@@ -10,14 +10,13 @@ import operator
 import os
 import struct
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import lru_cache
 from signal import SIGCHLD
 from typing import NamedTuple, Protocol
 
 from ramet import _orphans, _stacks
-from ramet._child import Child
+from ramet._child import Child, open_pidfd
 from ramet._errors import advise, call_error, describe_call
 from ramet._flags import CLONE3_ONLY, NAMESPACES, CloneFlags, check_flags, spell
 from ramet._native import Stack
@@ -26,8 +25,9 @@ from ramet._stacks import DEFAULT_STACK_SIZE
 from ramet._threads import Thread
 
 _F = CloneFlags
-_VM, _VFORK, _THREAD = int(_F.VM), int(_F.VFORK), int(_F.THREAD)
+_WORD = 1 << 64
 _HIGHEST_SIGNAL = 64
+_MAX_DESCRIPTOR = 1 << 31
 _MAX_PID_NAMESPACES = 32  # MAX_PID_NS_LEVEL, include/linux/pid_namespace.h
 
 
@@ -69,7 +69,7 @@ def clone(
     it has a thread pointer of its own (`tls`): it shares ``errno`` and all else that is
     thread-local with the calling thread. Without ``VM`` the GIL is held.
 
-    Parameters:
+    Args:
         fn: a C function ``long fn(void *)``: an address, a ctypes or cffi function pointer, or
             anything with an ``address`` (a numba cfunc).
         arg: its argument: None (NULL), an int, a ctypes object (its address) or ctypes pointer
@@ -100,40 +100,53 @@ def clone(
 
     Source: clone(2), clone3.
     """
-    _orphans.sweep()
-    address = _c_function(fn, flags)
-    arg_address, arg_owner = pointer(arg, "arg")
-    ptid_address, ptid_owner = pointer(ptid, "ptid")
-    tls_address, tls_owner = pointer(tls, "tls")
-    ctid_address, ctid_owner = pointer(ctid, "ctid")
-    given = (ptid is not None, tls is not None, ctid is not None, cgroup is not None)
-    plan = _plan(operator.index(flags), exit_signal, given)
+    if _orphans.waiting:
+        _orphans.sweep()
+    address = fn if type(fn) is int and 0 < fn < _WORD else _c_function(fn, flags)
+    arg_address, arg_owner = (0, None) if arg is None else pointer(arg, "arg")
+    ptid_address = tls_address = ctid_address = 0
+    owners: tuple[object, ...] = ()
+    if not ptid is tls is ctid is None:
+        ptid_address, ptid_owner = pointer(ptid, "ptid")
+        tls_address, tls_owner = pointer(tls, "tls")
+        ctid_address, ctid_owner = pointer(ctid, "ctid")
+        owners = (ptid_owner, tls_owner, ctid_owner)
+    plan = _plan(
+        operator.index(flags),
+        exit_signal,
+        ptid is not None,
+        tls is not None,
+        ctid is not None,
+        cgroup is not None,
+    )
+    wanted, signal, handle, waitable, lasting = plan
     ids = _pack_ids(set_tid) if set_tid else b""
-    sys.audit("ramet.clone", address, plan.flags)
+    sys.audit("ramet.clone", address, wanted)
 
     stack = _stacks.take(stack_size)
-    request = _Request(
-        address, arg_address, plan, ptid_address, tls_address, ctid_address, ids, stack
-    )
-    keep = (fn, arg_owner, ptid_owner, tls_owner, ctid_owner)
-    # The handle is there before the task, so that each has just one owner at any moment: after
-    # any call here the handler of a signal may run, and raise.
-    task = Thread(stack, keep) if plan.thread else Child(plan.flags)
+    # The handle is there before the task, so that each has an owner at any moment: after any call
+    # here the handler of a signal may run, and raise.
+    task = handle(wanted, waitable)
+    if lasting:
+        task._keep = (fn, arg_owner, owners)
+    call = (address, arg_address, wanted, signal, ptid_address, tls_address, ctid_address)
+    descriptor, opened = (-1, False) if cgroup is None else _cgroup_descriptor(cgroup)
     try:
-        if cgroup is None:
-            request.start(-1)
+        if _clone3.missing:
+            _fall_back(task, stack, call, descriptor, ids, errno.ENOSYS)
         else:
-            with _cgroup_descriptor(cgroup) as descriptor:
-                request.start(descriptor)
-        task._born(stack, keep)
-        if not (plan.lasting or plan.thread):
-            _stacks.give_back(stack)
-        return task
+            result = task.start(stack, *call, descriptor, ids, False)
+            if result < 0:
+                _fall_back(task, stack, call, descriptor, ids, -result)
     except BaseException:
-        if stack.pid > 0:
-            task._born(stack, keep)
-        task._abandon()
+        task._let_go()
         raise
+    finally:
+        if opened:
+            os.close(descriptor)
+    if not lasting:
+        _stacks.give_back(stack)
+    return task
 
 
 class _Plan(NamedTuple):
@@ -141,14 +154,21 @@ class _Plan(NamedTuple):
 
     flags: int
     exit_signal: int
-    lasting: bool  # the task runs on our stack after the call has returned
-    thread: bool
+    handle: type[Child | Thread]
+    waitable: bool  # the exit status will be ours
+    lasting: bool  # the stack is needed after the call has returned
 
 
 @lru_cache(maxsize=256)
-def _plan(flags: int, exit_signal: int | None, given: tuple[bool, bool, bool, bool]) -> _Plan:
+def _plan(
+    flags: int,
+    exit_signal: int | None,
+    has_ptid: bool,
+    has_tls: bool,
+    has_ctid: bool,
+    has_cgroup: bool,
+) -> _Plan:
     """Check a combination and add what is implied."""
-    has_ptid, has_tls, has_ctid, has_cgroup = given
     ctid_flags = _F.CHILD_SETTID | _F.CHILD_CLEARTID
     for flag, has, name in (
         (_F.PARENT_SETTID, has_ptid, "ptid"),
@@ -174,94 +194,80 @@ def _plan(flags: int, exit_signal: int | None, given: tuple[bool, bool, bool, bo
         flags |= _F.PIDFD
     elif has_ctid:
         flags |= _F.CHILD_CLEARTID
-    lasting = bool(flags & _F.VM) and not flags & _F.VFORK
-    return _Plan(int(flags), int(exit_signal), lasting, thread)
+    return _Plan(
+        int(flags),
+        int(exit_signal),
+        handle=Thread if thread else Child,
+        waitable=not flags & (_F.PARENT | _F.AUTOREAP),
+        lasting=thread or flags & (_F.VM | _F.VFORK) == _F.VM,
+    )
 
 
-class _Request:
-    """One start: what the kernel is asked for, and what it answered."""
+# fn, arg, flags, exit_signal, ptid, tls, ctid: what Task.start takes after the stack.
+_Call = tuple[int, int, int, int, int, int, int]
 
-    __slots__ = ("args", "cgroup", "ids", "plan", "stack", "use_clone")
 
-    def __init__(
-        self,
-        fn: int,
-        arg: int,
-        plan: _Plan,
-        ptid: int,
-        tls: int,
-        ctid: int,
-        ids: bytes,
-        stack: Stack,
-    ) -> None:
-        self.args = (fn, arg, plan.flags, plan.exit_signal, ptid, tls, ctid)
-        self.plan = plan
-        self.ids = ids
-        self.stack = stack
-        self.cgroup = -1
-        self.use_clone = False
+def _fall_back(
+    task: Child | Thread, stack: Stack, call: _Call, cgroup: int, ids: bytes, error: int
+) -> None:
+    """Make the call with clone(2), if what clone3 answered means that it is not to be had.
 
-    def start(self, cgroup: int) -> None:
-        """Make the call, clone3 first. The answer is in the stack.
+    Raises:
+        OSError: it means something else, or clone cannot do what is asked for, or refuses it.
+    """
+    fn, arg, flags, exit_signal, ptid, tls, ctid = call
+    if not _is_missing(error, flags, ids):
+        raise _error("clone3", error, stack, call, cgroup, ids)
+    lost = _lost_by_clone(flags, ids)
+    if lost:
+        advice = f"clone3 is not to be had here, and clone has no {lost}"
+        raise _error("clone3", errno.ENOSYS, stack, call, cgroup, ids, advice)
+    # Our part of the child resets the handlers; a pidfd beside ptid comes after the start.
+    flags &= ~int(_F.CLEAR_SIGHAND)
+    if flags & _F.PARENT_SETTID:
+        flags &= ~int(_F.PIDFD)
+    result = task.start(stack, fn, arg, flags, exit_signal, ptid, tls, ctid, -1, b"", True)
+    if result < 0:
+        raise _error("clone", -result, stack, call, cgroup, ids)
+    _clone3.missing = True
+    if task._pidfd < 0 and isinstance(task, Child):
+        task._pidfd = open_pidfd(result)
 
-        Raises:
-            OSError: the kernel refuses.
-        """
-        self.cgroup = cgroup
-        lost = ""
-        if not _clone3.missing:
-            result = self.stack.start(*self.args, cgroup, self.ids, False)
-            if result > 0:
-                return
-            if not self._may_be_a_filter(-result):
-                raise self._error(-result)
-        lost = self._lost_by_clone()
-        if lost:
-            raise self._error(errno.ENOSYS, f"clone3 is not to be had, and clone has no {lost}")
-        self.use_clone = True
-        fn, arg, flags, *rest = self.args
-        # Our part of the child resets the handlers; a pidfd beside ptid comes after the start.
-        flags &= ~int(_F.CLEAR_SIGHAND)
-        if flags & _F.PARENT_SETTID:
-            flags &= ~int(_F.PIDFD)
-        result = self.stack.start(fn, arg, flags, *rest, -1, b"", True)
-        if result < 0:
-            raise self._error(-result)
-        _clone3.missing = True
 
-    def _may_be_a_filter(self, error: int) -> bool:
-        """Whether an errno of clone3 can mean that this call is what is refused."""
-        if error == errno.EPERM:
-            return not (self.ids or self.plan.flags & _PRIVILEGED)
-        return error == errno.ENOSYS
+def _is_missing(error: int, flags: int, ids: bytes) -> bool:
+    """Whether an errno of clone3 can mean that the call itself is what is refused."""
+    if error == errno.EPERM:  # by the seccomp filter of an old container
+        return not (ids or flags & _PRIVILEGED)
+    return error == errno.ENOSYS
 
-    def _lost_by_clone(self) -> str:
-        """Name what clone(2) cannot do, if anything."""
-        flags = self.plan.flags
-        lost = [spell(flags & CLONE3_ONLY & ~_F.CLEAR_SIGHAND)] if flags & _CLONE3_FEATURES else []
-        if self.ids:
-            lost.append("set_tid")
-        if self.plan.thread and flags & _F.PIDFD and flags & _F.PARENT_SETTID:
-            lost.append("CLONE_PIDFD with CLONE_PARENT_SETTID")
-        return ", ".join(lost)
 
-    def _error(self, error: int, advice: str = "") -> OSError:
-        """Make the exception for a failed start."""
-        _, _, _, _, ptid, tls, ctid = self.args
-        ids = list(struct.unpack(f"={len(self.ids) // 4}i", self.ids))
-        description = describe_call(
-            "clone" if self.use_clone else "clone3",
-            self.plan.flags,
-            exit_signal=self.plan.exit_signal,
-            stack_size=self.stack.size,
-            parent_tid=ptid,
-            tls=tls,
-            child_tid=ctid,
-            set_tid=ids,
-            cgroup=self.cgroup if self.cgroup >= 0 else None,
-        )
-        advice = advice or advise(error, self.plan.flags, set_tid=bool(ids))
-        return call_error(error, description, advice)
+def _lost_by_clone(flags: int, ids: bytes) -> str:
+    """Name what clone(2) cannot do of what is asked for, if anything."""
+    lost = [spell(flag) for flag in CloneFlags if flag & flags & _CLONE3_FEATURES]
+    if ids:
+        lost.append("set_tid")
+    if flags & _PIDFD_BESIDE_PTID == _PIDFD_BESIDE_PTID and flags & _F.THREAD:
+        lost.append("CLONE_PIDFD with CLONE_PARENT_SETTID")
+    return ", ".join(lost)
+
+
+def _error(
+    name: str, error: int, stack: Stack, call: _Call, cgroup: int, ids: bytes, advice: str = ""
+) -> OSError:
+    """Make the exception for a failed start."""
+    _, _, flags, exit_signal, ptid, tls, ctid = call
+    description = describe_call(
+        name,
+        flags,
+        exit_signal=exit_signal,
+        stack_size=stack.size,
+        parent_tid=ptid,
+        tls=tls,
+        child_tid=ctid,
+        set_tid=list(struct.unpack(f"={len(ids) // 4}i", ids)),
+        cgroup=cgroup if cgroup >= 0 else None,
+    )
+    return call_error(error, description, advice or advise(error, flags, set_tid=bool(ids)))
 
 
 class _Clone3:
@@ -273,6 +279,7 @@ class _Clone3:
 _clone3 = _Clone3()
 
 _CLONE3_FEATURES = CLONE3_ONLY & ~_F.CLEAR_SIGHAND
+_PIDFD_BESIDE_PTID = int(_F.PIDFD | _F.PARENT_SETTID)
 # What EPERM may be about, other than a filter that does not know clone3.
 _PRIVILEGED = NAMESPACES | _F.INTO_CGROUP | _F.PIDFD_AUTOKILL
 
@@ -304,16 +311,11 @@ def _pack_ids(set_tid: Sequence[int]) -> bytes:
     return struct.pack(f"={len(set_tid)}i", *set_tid)
 
 
-@contextmanager
-def _cgroup_descriptor(cgroup: int | str | os.PathLike[str] | HasFileno) -> Iterator[int]:
+def _cgroup_descriptor(cgroup: int | str | os.PathLike[str] | HasFileno) -> tuple[int, bool]:
+    """Return a descriptor of the directory, and whether it was opened here."""
     if isinstance(cgroup, str | os.PathLike):
-        descriptor = os.open(cgroup, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
-    else:
-        descriptor = cgroup if isinstance(cgroup, int) else cgroup.fileno()
-        if descriptor < 0:
-            raise ValueError(f"cgroup must be a path or a descriptor, not {cgroup!r}")
-        yield descriptor
+        return os.open(cgroup, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), True
+    descriptor = cgroup if isinstance(cgroup, int) else cgroup.fileno()
+    if not 0 <= descriptor < _MAX_DESCRIPTOR:
+        raise ValueError(f"cgroup must be a path or a descriptor, not {cgroup!r}")
+    return descriptor, False

@@ -14,7 +14,7 @@ from ramet._flags import NAMESPACES, CloneFlags, spell
 def describe_call(call: str, flags: int, **arguments: object) -> str:
     """Render a call like strace does, leaving out what was not given.
 
-    Parameters:
+    Args:
         call: the system call's name.
         flags: its flags.
         arguments: its other arguments; integers of 64 KiB and more are shown as addresses.
@@ -33,7 +33,7 @@ def describe_call(call: str, flags: int, **arguments: object) -> str:
 def call_error(error: int, description: str, advice: str = "") -> OSError:
     """Make the exception for a failed call.
 
-    Parameters:
+    Args:
         error: the errno, positive.
         description: what `describe_call` gave.
         advice: what to do about it, where that is known.
@@ -48,7 +48,7 @@ def call_error(error: int, description: str, advice: str = "") -> OSError:
 def advise(error: int, flags: int, *, set_tid: bool = False) -> str:
     """Say what an errno of clone means where just one thing can be meant.
 
-    Parameters:
+    Args:
         error: the errno, positive.
         flags: the flags of the call.
         set_tid: whether thread ids were chosen.
@@ -56,45 +56,56 @@ def advise(error: int, flags: int, *, set_tid: bool = False) -> str:
     Returns:
         A clause, or an empty string. Source: clone(2), ERRORS, and kernel/fork.c.
     """
-    namespaces = CloneFlags(flags & NAMESPACES)
-    privileged = namespaces & ~CloneFlags.NEWUSER
-    advice = ""
-    if error == errno.EPERM and flags & CloneFlags.NEWUSER:
-        advice = (
-            "user namespaces are refused to this process: it may be in a chroot, have ids that "
-            "are not mapped, or the administrator forbids them to unprivileged users"
-        )
-    elif error == errno.EPERM and set_tid:
-        advice = "set_tid needs CAP_CHECKPOINT_RESTORE (Linux 5.9) or CAP_SYS_ADMIN"
-    elif error == errno.EPERM and privileged:
-        advice = f"{spell(privileged)} needs CAP_SYS_ADMIN, or CLONE_NEWUSER in the same call"
-    elif error == errno.EPERM and flags & CloneFlags.PIDFD_AUTOKILL:
-        advice = "CLONE_PIDFD_AUTOKILL needs CAP_SYS_ADMIN, or CLONE_NNP in the same call"
-    elif error == errno.ENOSPC and namespaces:
-        advice = "too many namespaces, or nested too deep: see /proc/sys/user/max_*_namespaces"
-    elif error == errno.EAGAIN:
-        advice = "too many tasks: see RLIMIT_NPROC, /proc/sys/kernel/pid_max and pids.max"
-    elif error == errno.EEXIST and set_tid:
-        advice = "a task with that id exists"
-    elif error == errno.EBUSY and flags & CloneFlags.INTO_CGROUP:
-        advice = "the cgroup has controllers enabled for its children, so it may hold no tasks"
-    elif error == errno.EACCES and flags & CloneFlags.INTO_CGROUP:
-        advice = "writing to cgroup.procs is not allowed, there or in a common ancestor"
-    elif error == errno.EOPNOTSUPP and flags & CloneFlags.INTO_CGROUP:
-        advice = "the cgroup is in the state 'domain invalid'"
-    elif error == errno.EBADF and flags & CloneFlags.INTO_CGROUP:
-        advice = "cgroup is not a descriptor of a cgroup v2 directory"
-    elif error == errno.EINVAL and flags & CloneFlags.PIDFD and flags & CloneFlags.THREAD:
-        advice = "a pidfd of a thread needs Linux 6.9"
-    elif error == errno.EINVAL and flags & _NEWER:
-        advice = _too_new(flags)
-    return advice
+    if set_tid and error in _SET_TID_ADVICE:
+        return _SET_TID_ADVICE[error]
+    for errnos, having, advice in _ADVICE:
+        if error == errnos and flags & having == having:
+            return advice
+    if error == errno.EPERM and flags & _PRIVILEGED:
+        return f"{spell(flags & _PRIVILEGED)} needs CAP_SYS_ADMIN, or CLONE_NEWUSER beside it"
+    if error == errno.ENOSPC and flags & NAMESPACES:
+        return "too many namespaces, or nested too deep: see /proc/sys/user/max_*_namespaces"
+    if error == errno.EINVAL:
+        newer = [flag for flag in CloneFlags if flag & flags and flag > _F.CLEAR_SIGHAND]
+        if newer:
+            needs = (f"{spell(flag)} needs Linux {flag.since}" for flag in newer)
+            return f"{', '.join(needs)}; see ramet.probe()"
+    return ""
 
 
-_NEWER = sum(flag for flag in CloneFlags if flag >= CloneFlags.CLEAR_SIGHAND)
-
-
-def _too_new(flags: int) -> str:
-    wanted = [flag for flag in CloneFlags if flag & flags & _NEWER]
-    since = {f"{spell(flag)} needs Linux {flag.since}" for flag in wanted}
-    return f"{', '.join(sorted(since))}; see ramet.probe()"
+_F = CloneFlags
+_PRIVILEGED = int(NAMESPACES & ~_F.NEWUSER)
+_SET_TID_ADVICE = {
+    errno.EPERM: "set_tid needs CAP_CHECKPOINT_RESTORE (Linux 5.9) or CAP_SYS_ADMIN",
+    errno.EEXIST: "a task with that id exists",
+    errno.EINVAL: "set_tid has more ids than there are nested pid namespaces, or one above pid_max,"
+    " or a first id of a new pid namespace that is not 1",
+}
+# errno, the flags that must be there, what it then means. The first that fits is taken.
+_ADVICE = (
+    (
+        errno.EPERM,
+        _F.NEWUSER,
+        "user namespaces are refused to this process: it is in a chroot, has ids that are not "
+        "mapped, or the administrator forbids them to unprivileged users",
+    ),
+    (errno.EPERM, _F.PIDFD_AUTOKILL, "it needs CAP_SYS_ADMIN, or CLONE_NNP beside it"),
+    (
+        errno.EAGAIN,
+        _F(0),
+        "too many tasks: see RLIMIT_NPROC, /proc/sys/kernel/pid_max and the cgroup's pids.max",
+    ),
+    (
+        errno.EBUSY,
+        _F.INTO_CGROUP,
+        "the cgroup has controllers enabled for its children, so that it may hold no tasks",
+    ),
+    (
+        errno.EACCES,
+        _F.INTO_CGROUP,
+        "cgroup.procs may not be written to, there or in the common ancestor",
+    ),
+    (errno.EOPNOTSUPP, _F.INTO_CGROUP, "the cgroup is in the state 'domain invalid'"),
+    (errno.EBADF, _F.INTO_CGROUP, "cgroup is not a descriptor of a cgroup v2 directory"),
+    (errno.EINVAL, _F.PIDFD | _F.THREAD, "a pidfd of a thread needs Linux 6.9"),
+)

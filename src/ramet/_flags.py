@@ -197,9 +197,7 @@ RULES = (
     Rule(_F.DETACHED, "clone3 refuses it, and clone has ignored it since 2.6.2", calls=_CLONE3),
     Rule(_F.PIDFD | _F.DETACHED, "clone refuses the two together", calls=("clone",)),
     Rule(_F.PIDFD | _F.PARENT_SETTID, "clone stores both in ptid", calls=("clone",)),
-    Rule(
-        _F.THREAD, "a thread's end is not signalled to a parent", exit_signal=True, calls=_CLONE3
-    ),
+    Rule(_F.THREAD, "a thread's end is not signalled to a parent", exit_signal=True, calls=_CLONE3),
     Rule(
         _F.PARENT,
         "the exit signal is then the one that the caller was started with",
@@ -219,7 +217,7 @@ RULES = (
 def flag_rules(flag: CloneFlags) -> tuple[str, ...]:
     """Say what a flag needs and excludes.
 
-    Parameters:
+    Args:
         flag: one flag, or several.
 
     Returns:
@@ -231,7 +229,7 @@ def flag_rules(flag: CloneFlags) -> tuple[str, ...]:
 def check_flags(flags: int, exit_signal: int, call: str) -> None:
     """Refuse what the kernel would refuse.
 
-    Parameters:
+    Args:
         flags: flags without the exit signal.
         exit_signal: a signal's number, or 0.
         call: ``"clone"`` or ``"clone3"``.
@@ -253,7 +251,7 @@ _ALL = int(sum(CloneFlags))
 def spell(flags: int) -> str:
     """Spell flags as C does.
 
-    Parameters:
+    Args:
         flags: any integer; bits without a name are given in hexadecimal.
 
     Returns:

@@ -12,60 +12,57 @@ import select
 from collections import deque
 
 from ramet import _stacks
-from ramet._native import Stack, waitid
-
-WALL = 0x4000_0000
-"""``__WALL`` of <linux/wait.h>: children with any exit signal, or none."""
-
-generation = 0
-"""How many forks lie between the first process and this one. A task is a child of the process
-that started it only."""
+from ramet._native import Stack, Task
 
 
 class Orphan:
     """What remains to be done for one task.
 
-    Parameters:
-        pidfd: its pidfd, which passes over to this object, or -1.
-        waitable: whether its exit status is ours to collect.
+    Args:
+        process: the process, which passes over to this object; None for a thread.
         stack: what it may still run on.
         keep: what else it may still touch.
     """
 
-    __slots__ = ("keep", "pidfd", "stack", "waitable")
+    __slots__ = ("keep", "process", "stack")
 
-    def __init__(self, pidfd: int, waitable: bool, stack: Stack | None, keep: object) -> None:
-        self.pidfd = pidfd
-        self.waitable = waitable
+    def __init__(self, process: Task | None, stack: Stack | None, keep: object) -> None:
+        self.process = process
         self.stack = stack
         self.keep = keep
 
     def settle(self) -> bool:
         """Do what can be done now. True if that was all."""
-        if self.pidfd >= 0 and self._has_exited():
-            os.close(self.pidfd)
-            self.pidfd = -1
-            if self.stack is not None:
-                self.stack.release()
-        if self.stack is not None and self.stack.released():
-            _stacks.give_back(self.stack)
+        process, stack = self.process, self.stack
+        if process is not None and has_exited(process):
+            close(process)
+            self.process = None
+            if stack is not None:
+                stack.release()
+        if stack is not None and stack.released():
             self.stack = self.keep = None
-        return self.pidfd < 0 and self.stack is None
+            _stacks.give_back(stack)
+        return self.process is None and self.stack is None
 
-    def _has_exited(self) -> bool:
-        if self.waitable:
-            try:
-                options = os.WEXITED | os.WNOHANG | WALL
-                return waitid(os.P_PIDFD, self.pidfd, options) is not None
-            except ChildProcessError:  # reaped by someone else
-                self.waitable = False
-        return is_readable(self.pidfd, 0)
+
+def has_exited(process: Task) -> bool:
+    """Whether a process has ended; if its exit status is ours to collect, it is reaped."""
+    if process.reap(os.WNOHANG, lambda *status: status) is not None:
+        return True
+    return not process._waitable and is_readable(process._pidfd, 0)
+
+
+def close(process: Task) -> None:
+    """Close the pidfd of a process, if it is open."""
+    pidfd, process._pidfd = process._pidfd, -1
+    if pidfd >= 0:
+        os.close(pidfd)
 
 
 def is_readable(pidfd: int, milliseconds: int | None, events: int = select.POLLIN) -> bool:
     """Wait until a pidfd says that its task has exited.
 
-    Parameters:
+    Args:
         pidfd: the descriptor.
         milliseconds: the longest to wait, None for ever.
         events: ``POLLIN`` (exited) or 0 (reaped too: ``POLLHUP``, Linux 6.9).
@@ -78,34 +75,32 @@ def is_readable(pidfd: int, milliseconds: int | None, events: int = select.POLLI
     return bool(poller.poll(milliseconds))
 
 
-_orphans: deque[Orphan] = deque()
+waiting: deque[Orphan] = deque()
 
 
 def adopt(orphan: Orphan) -> None:
     """Look after a task from now on."""
     if not orphan.settle():
-        _orphans.append(orphan)
+        waiting.append(orphan)
 
 
 def sweep() -> None:
     """Settle what can be settled. Never blocks."""
-    for _ in range(len(_orphans)):
+    for _ in range(len(waiting)):
         try:
-            orphan = _orphans.popleft()
+            orphan = waiting.popleft()
         except IndexError:  # another thread sweeps too
             return
         if not orphan.settle():
-            _orphans.append(orphan)
+            waiting.append(orphan)
 
 
 def _after_fork_in_child() -> None:
-    global generation  # noqa: PLW0603 - one counter per interpreter, changed only here
-    generation += 1
     # Not our children. What they run on is a copy here, and stays mapped.
-    for orphan in _orphans:
-        if orphan.pidfd >= 0:
-            os.close(orphan.pidfd)
-    _orphans.clear()
+    for orphan in waiting:
+        if orphan.process is not None:
+            close(orphan.process)
+    waiting.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

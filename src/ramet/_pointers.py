@@ -21,7 +21,7 @@ class PythonCallableError(TypeError):
 def function_address(fn: object) -> int:
     """Find the address of a C function.
 
-    Parameters:
+    Args:
         fn: an address, a ctypes or cffi function pointer, or anything with an ``address``
             (a numba cfunc).
 
@@ -58,7 +58,7 @@ def function_address(fn: object) -> int:
 def pointer(value: object, name: str) -> tuple[int, object]:
     """Find what address an argument stands for.
 
-    Parameters:
+    Args:
         value: None (0), an int (as it is, -2**63 to 2**64-1), a ctypes pointer (where it points)
             or other ctypes object (its address), a cffi pointer or array, or a writable,
             contiguous buffer (the address of its first byte).

@@ -16,7 +16,7 @@ _idle: list[Stack] = []
 def take(size: int) -> Stack:
     """Give out a stack that nobody uses.
 
-    Parameters:
+    Args:
         size: bytes; rounded up to whole pages.
 
     Raises:
@@ -33,6 +33,5 @@ def take(size: int) -> Stack:
 
 def give_back(stack: Stack) -> None:
     """Take back a stack that the kernel has been seen to have let go of."""
-    stack.release()
     if stack.size == DEFAULT_STACK_SIZE and len(_idle) < _KEPT:
         _idle.append(stack)

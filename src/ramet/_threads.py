@@ -6,17 +6,17 @@ Knows nothing of how the task was started.
 from __future__ import annotations
 
 import errno
-import os
 from types import TracebackType
+from typing import Self
 
-from ramet import _orphans, _stacks
-from ramet._native import Stack
+from ramet import _orphans
+from ramet._native import Stack, Task
 from ramet._orphans import Orphan
 
 _NANOSECONDS = 10**9
 
 
-class Thread:
+class Thread(Task):
     """A thread that was started by `ramet.clone` with CLONE_THREAD.
 
     It is joined through the word that the kernel clears, and wakes waiters on, when the thread
@@ -24,32 +24,12 @@ class Thread:
     of the block. It may be dropped while it runs: its memory is kept until it has ended.
     """
 
-    __slots__ = ("__weakref__", "_keep", "_pidfd", "_stack", "_tid")
-
-    def __init__(self, stack: Stack, keep: object) -> None:
-        """Make the handle of a thread that is about to be started; users call `ramet.clone`.
-
-        Parameters:
-            stack: what it is to run on.
-            keep: what else it may touch.
-        """
-        self._tid = 0
-        self._pidfd = -1
-        self._stack = stack
-        self._keep = keep
-
-    def _born(self, stack: Stack, keep: object) -> None:  # noqa: ARG002 - as Child has it
-        """Take over the thread that was started. May be called again."""
-        self._pidfd = stack.pidfd
-        self._tid = stack.pid
-
-    def _abandon(self) -> None:
-        """Give up the handle, the thread if there is one goes on: __del__ does all."""
+    __slots__ = ("__weakref__",)
 
     @property
     def tid(self) -> int:
         """The thread id, as the caller's pid namespace has it."""
-        return self._tid
+        return self._pid
 
     @property
     def pidfd(self) -> int:
@@ -64,7 +44,7 @@ class Thread:
 
     def is_alive(self) -> bool:
         """Whether the thread may still run."""
-        return not self._stack.released()
+        return not self._memory.released()
 
     def join(self, timeout: float | None = None) -> int | None:
         """Wait until the thread has ended.
@@ -72,7 +52,7 @@ class Thread:
         Blocks in the kernel. When a signal arrives its Python handler runs and the waiting goes
         on with what is left of the time (PEP 475).
 
-        Parameters:
+        Args:
             timeout: seconds, None for ever.
 
         Returns:
@@ -84,13 +64,13 @@ class Thread:
 
         Source: futex(2), set_tid_address(2).
         """
-        if not self._stack.join(_nanoseconds(timeout)):
+        if not self._memory.join(_nanoseconds(timeout)):
             raise TimeoutError(
-                errno.ETIMEDOUT, f"thread {self._tid} still runs after {timeout} seconds"
+                errno.ETIMEDOUT, f"thread {self._pid} still runs after {timeout} seconds"
             )
-        return self._stack.value()
+        return self._memory.value()
 
-    def __enter__(self) -> Thread:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -102,18 +82,27 @@ class Thread:
         """Join the thread."""
         self.join()
 
-    def __del__(self) -> None:
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-        if self._tid == 0:  # never started, the stack is not ours
-            return
-        if self._stack.released():
-            _stacks.give_back(self._stack)
-        else:
-            _orphans.adopt(Orphan(-1, False, self._stack, self._keep))
-
     def __repr__(self) -> str:
-        return f"<ramet.Thread tid={self._tid} {'alive' if self.is_alive() else 'ended'}>"
+        return f"<ramet.Thread tid={self._pid} {'alive' if self.is_alive() else 'ended'}>"
+
+    @property
+    def _memory(self) -> Stack:
+        """What it runs on, from its start until this object goes."""
+        if self._stack is None:
+            raise ValueError("the thread was never started")
+        return self._stack
+
+    def _dropped(self) -> None:
+        """See to what is left when this object goes."""
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Give up the handle; the thread, if there is one, goes on."""
+        _orphans.close(self)
+        stack, self._stack = self._stack, None
+        keep, self._keep = self._keep, None
+        if stack is not None:
+            _orphans.adopt(Orphan(None, stack, keep))
 
 
 def _nanoseconds(timeout: float | None) -> int:

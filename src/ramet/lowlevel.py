@@ -30,9 +30,9 @@ CLONE_ARGS_SIZE_VER2 = 88
 def clone(
     fn: int, arg: int, flags: int, child_stack: int, ptid: int = 0, newtls: int = 0, ctid: int = 0
 ) -> int:
-    """Call clone(2).
+    """Make the system call clone.
 
-    Parameters:
+    Args:
         fn: address of a C function ``long fn(void *)``.
         arg: its argument.
         flags: ``CLONE_*`` flags, with the exit signal in the low 8 bits.
@@ -83,9 +83,9 @@ def clone3(
     set_tid: Sequence[int] = (),
     cgroup: int | None = None,
 ) -> int:
-    """Call clone3(2), with the smallest version of its struct that has the fields used.
+    """Make the system call clone3, with the smallest struct that has the fields used.
 
-    Parameters:
+    Args:
         fn: address of a C function ``long fn(void *)``.
         arg: its argument.
         flags: ``CLONE_*`` flags.

@@ -1,0 +1,328 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Task: what ramet.Child and ramet.Thread are made of. It is started here, into an
+ * object that is there already, and its exit status is collected here, once,
+ * whichever thread asks. All else is Python.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "module.h"
+#include "stack.h"
+
+#include <structmember.h> /* part of Python.h from 3.12 on */
+
+#ifndef P_PIDFD
+#define P_PIDFD 3 /* Linux 5.4, <linux/wait.h> */
+#endif
+
+typedef struct {
+    PyObject_HEAD
+    PyThread_type_lock lock; /* held by whoever is in waitid */
+    long pid;           /* 0: not started yet */
+    int pidfd;          /* -1: none yet, or closed */
+    char waitable;      /* the kernel will give us its exit status */
+    pid_t owner;        /* the process whose child it is */
+    PyObject *status;   /* ExitStatus, once it is known */
+    PyObject *stack;    /* what it runs on in our memory, if it does */
+    PyObject *keep;     /* what else it may touch there */
+    unsigned long long flags;
+} Task;
+
+static PyObject *task_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    (void)kwargs;
+    unsigned long long flags = 0;
+    int waitable = 0;
+    if (!PyArg_ParseTuple(args, "Kp:Task", &flags, &waitable)) {
+        return NULL;
+    }
+    allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    Task *self = (Task *)allocate(type, 0);
+    if (self == NULL) {
+        return NULL;
+    }
+    self->pidfd = -1;
+    self->flags = flags;
+    self->waitable = (char)waitable;
+    self->owner = getpid();
+    self->lock = PyThread_allocate_lock();
+    if (self->lock == NULL) {
+        Py_DECREF(self);
+        return PyErr_NoMemory();
+    }
+    return (PyObject *)self;
+}
+
+static int task_traverse(PyObject *object, visitproc visit, void *arg) {
+    Task *self = (Task *)object;
+    Py_VISIT(Py_TYPE(object));
+    Py_VISIT(self->status);
+    Py_VISIT(self->stack);
+    Py_VISIT(self->keep);
+    return 0;
+}
+
+static int task_clear(PyObject *object) {
+    Task *self = (Task *)object;
+    Py_CLEAR(self->status);
+    Py_CLEAR(self->stack);
+    Py_CLEAR(self->keep);
+    return 0;
+}
+
+/* A task that was waited for has nothing left but its pidfd; the rest is for Python
+ * to see to. */
+static void task_finalize(PyObject *object) {
+    Task *self = (Task *)object;
+    int open = self->pidfd >= 0;
+    if (self->stack == NULL && (!open || self->status != NULL)) {
+        if (open) {
+            close(self->pidfd);
+            self->pidfd = -1;
+        }
+        return;
+    }
+    PyObject *type = NULL;
+    PyObject *value = NULL;
+    PyObject *traceback = NULL;
+    PyErr_Fetch(&type, &value, &traceback);
+    PyObject *result = PyObject_CallMethod(object, "_dropped", NULL);
+    if (result == NULL) {
+        PyErr_WriteUnraisable(object);
+    }
+    Py_XDECREF(result);
+    PyErr_Restore(type, value, traceback);
+}
+
+static void task_dealloc(PyObject *object) {
+    Task *self = (Task *)object;
+    PyObject_GC_UnTrack(object);
+    PyTypeObject *type = Py_TYPE(object);
+    task_clear(object);
+    if (self->pidfd >= 0) { /* not for a subclass: it has been finalized */
+        close(self->pidfd);
+    }
+    if (self->lock != NULL) {
+        PyThread_free_lock(self->lock);
+    }
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    release(object);
+    Py_DECREF(type);
+}
+
+/* start(stack, fn, arg, flags, exit_signal, ptid, tls, ctid, cgroup, set_tid, use_clone)
+ *     -> thread id or -errno
+ *
+ * cgroup is -1 for none, set_tid a bytes object of pid_t. The task is ours before
+ * this returns: after that a Python signal handler may run, and raise. */
+#define START_PARAMETERS 11
+
+static int parse_start(PyObject *const *args, struct ramet_launch *launch,
+                       struct ramet_record *request) {
+    uint64_t words[7];
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
+        if (ramet_as_u64(args[i], &words[i]) < 0) {
+            return -1;
+        }
+    }
+    long cgroup = PyLong_AsLong(args[7]);
+    if (cgroup == -1 && PyErr_Occurred()) {
+        return -1;
+    }
+    char *set_tid = NULL;
+    Py_ssize_t set_tid_size = 0;
+    if (PyBytes_AsStringAndSize(args[8], &set_tid, &set_tid_size) < 0) {
+        return -1;
+    }
+    launch->use_clone = PyObject_IsTrue(args[9]);
+    if (launch->use_clone < 0) {
+        return -1;
+    }
+    request->fn = (long (*)(void *))words[0];
+    request->arg = (void *)words[1];
+    launch->args = (struct clone_args){
+        .flags = words[2],
+        .exit_signal = words[3],
+        .parent_tid = words[4],
+        .tls = words[5],
+        .child_tid = words[6],
+    };
+    launch->size = CLONE_ARGS_SIZE_VER0;
+    if (set_tid_size > 0) {
+        launch->args.set_tid = (uint64_t)set_tid;
+        launch->args.set_tid_size = (uint64_t)set_tid_size / sizeof(pid_t);
+        launch->size = CLONE_ARGS_SIZE_VER1;
+    }
+    if (cgroup >= 0) {
+        launch->args.cgroup = (__u64)cgroup;
+        launch->size = CLONE_ARGS_SIZE_VER2;
+    }
+    return 0;
+}
+
+static PyObject *task_start(Task *self, PyObject *const *args, Py_ssize_t count) {
+    struct ramet_launch launch;
+    struct ramet_record request = {0};
+    if (count != START_PARAMETERS) {
+        return PyErr_Format(PyExc_TypeError, "start takes %d arguments, got %zd", START_PARAMETERS,
+                            count);
+    }
+    PyObject *stack = args[0];
+    if (self->pid != 0) {
+        PyErr_SetString(PyExc_RuntimeError, "the task was started already");
+        return NULL;
+    }
+    if (parse_start(args + 1, &launch, &request) < 0) {
+        return NULL;
+    }
+    int lasting = ramet_stack_begin(stack, &launch);
+    if (lasting < 0) {
+        return NULL;
+    }
+    launch.record->fn = request.fn;
+    launch.record->arg = request.arg;
+    launch.args.pidfd = (uint64_t)&self->pidfd;
+
+    long result = 0;
+    if (launch.args.flags & CLONE_VM) {
+        Py_BEGIN_ALLOW_THREADS
+        result = ramet_launch(&launch);
+        Py_END_ALLOW_THREADS
+    } else {
+        result = ramet_launch(&launch);
+    }
+    if (result < 0) {
+        self->pidfd = -1;
+    } else {
+        self->pid = result;
+    }
+    /* A thread's stack has what it returned. */
+    if (result > 0 && (lasting || (launch.args.flags & CLONE_THREAD))) {
+        self->stack = Py_NewRef(stack);
+    } else {
+        ramet_stack_end(stack);
+    }
+    return PyLong_FromLong(result);
+}
+
+static int has_exited(int pidfd) {
+    struct pollfd entry = {.fd = pidfd, .events = POLLIN};
+    return poll(&entry, 1, 0) > 0;
+}
+
+/* With the lock held. 1: collected into status; 0: it runs, or is not ours to wait
+ * for (any more); -1: an exception is set. */
+static int collect(Task *self, int options, PyObject *status_type) {
+    while (self->waitable) {
+        siginfo_t info;
+        struct rusage usage; /* the C library's waitid leaves it out */
+        info.si_pid = 0;     /* stays 0 when WNOHANG finds nothing */
+        long result = 0;
+        int error = 0;
+        int flags = WEXITED | __WALL | options;
+        if (options & WNOHANG) {
+            result = syscall(SYS_waitid, P_PIDFD, self->pidfd, &info, flags, &usage);
+            error = errno;
+        } else {
+            Py_BEGIN_ALLOW_THREADS
+            result = syscall(SYS_waitid, P_PIDFD, self->pidfd, &info, flags, &usage);
+            error = errno;
+            Py_END_ALLOW_THREADS
+        }
+        if (result == 0 && info.si_pid == 0) {
+            return 0;
+        }
+        if (result == 0) {
+            self->waitable = 0;
+            self->status = PyObject_CallFunction(status_type, "iiy#", info.si_code, info.si_status,
+                                                 &usage, (Py_ssize_t)sizeof usage);
+            return self->status == NULL ? -1 : 1;
+        }
+        if (error == ECHILD) {
+            self->waitable = 0;
+        } else if (error != EINTR) {
+            errno = error;
+            PyErr_SetFromErrno(PyExc_OSError);
+            return -1;
+        } else if (PyErr_CheckSignals() < 0) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+/* reap(options, ExitStatus) -> ExitStatus or None
+ *
+ * options: 0 blocks, WNOHANG does not. None: it runs, or is not ours to wait for, or
+ * (without WNOHANG) another thread waits already. */
+static PyObject *task_reap(Task *self, PyObject *args) {
+    int options = 0;
+    PyObject *status_type = NULL;
+    if (!PyArg_ParseTuple(args, "iO:reap", &options, &status_type)) {
+        return NULL;
+    }
+    if (self->status != NULL) {
+        return Py_NewRef(self->status);
+    }
+    if (self->pidfd < 0 || self->owner != getpid()) {
+        Py_RETURN_NONE;
+    }
+    if (!PyThread_acquire_lock(self->lock, NOWAIT_LOCK)) {
+        /* Whoever holds it is in waitid, and done with it when the child is. */
+        if (!(options & WNOHANG) || !has_exited(self->pidfd)) {
+            Py_RETURN_NONE;
+        }
+        Py_BEGIN_ALLOW_THREADS
+        PyThread_acquire_lock(self->lock, WAIT_LOCK);
+        Py_END_ALLOW_THREADS
+    }
+    int result = self->status != NULL ? 1 : collect(self, options, status_type);
+    PyThread_release_lock(self->lock);
+    if (result < 0) {
+        return NULL;
+    }
+    return Py_NewRef(self->status != NULL ? self->status : Py_None);
+}
+
+#define METHOD(function) ((PyCFunction)(void (*)(void))(function))
+
+static PyMethodDef task_methods[] = {
+    {"start", METHOD(task_start), METH_FASTCALL, NULL},
+    {"reap", METHOD(task_reap), METH_VARARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef task_members[] = {
+    {"_pid", T_LONG, offsetof(Task, pid), 0, NULL},
+    {"_pidfd", T_INT, offsetof(Task, pidfd), 0, NULL},
+    {"_waitable", T_BOOL, offsetof(Task, waitable), 0, NULL},
+    {"_owner", T_INT, offsetof(Task, owner), READONLY, NULL},
+    {"_flags", T_ULONGLONG, offsetof(Task, flags), READONLY, NULL},
+    {"_status", T_OBJECT, offsetof(Task, status), 0, NULL},
+    {"_stack", T_OBJECT, offsetof(Task, stack), 0, NULL},
+    {"_keep", T_OBJECT, offsetof(Task, keep), 0, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot task_slots[] = {
+    {Py_tp_new, task_new},
+    {Py_tp_dealloc, task_dealloc},
+    {Py_tp_finalize, task_finalize},
+    {Py_tp_traverse, task_traverse},
+    {Py_tp_clear, task_clear},
+    {Py_tp_methods, task_methods},
+    {Py_tp_members, task_members},
+    {0, NULL},
+};
+
+PyType_Spec ramet_task_spec = {
+    .name = "ramet._native.Task",
+    .basicsize = sizeof(Task),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC |
+             Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = task_slots,
+};
