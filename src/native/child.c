@@ -32,7 +32,8 @@ struct kernel_sigaction {
 static void reset_handlers(void) {
     for (long signal = 1; signal <= SIGNALS; signal++) {
         struct kernel_sigaction action = {.handler = SIG_DFL};
-        long error = ramet_syscall4(__NR_rt_sigaction, signal, 0, (long)&action, sizeof action.mask);
+        long error =
+            ramet_syscall4(__NR_rt_sigaction, signal, 0, (long)&action, sizeof action.mask);
         if (error == 0 && action.handler != SIG_DFL && action.handler != SIG_IGN) {
             action = (struct kernel_sigaction){.handler = SIG_DFL};
             ramet_syscall4(__NR_rt_sigaction, signal, (long)&action, 0, sizeof action.mask);

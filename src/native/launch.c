@@ -34,10 +34,9 @@ long ramet_launch(struct ramet_launch *launch) {
     record->mask = (launch->args.flags & CLONE_SIGHAND) ? all : mask;
     record->reset_handlers = launch->use_clone && !(launch->args.flags & CLONE_SIGHAND);
 
-    long result =
-        launch->use_clone
-            ? start_with_clone(&launch->args, record)
-            : ramet_clone3(&launch->args, launch->size, ramet_child_main, record);
+    long result = launch->use_clone
+                      ? start_with_clone(&launch->args, record)
+                      : ramet_clone3(&launch->args, launch->size, ramet_child_main, record);
 
     ramet_syscall4(__NR_rt_sigprocmask, SIG_SETMASK, (long)&mask, 0, sizeof mask);
     return result;

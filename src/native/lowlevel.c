@@ -27,8 +27,8 @@ static PyObject *lowlevel_clone(PyObject *module, PyObject *const *args, Py_ssiz
     (void)module;
     uint64_t p[CLONE_PARAMETERS];
     if (count != CLONE_PARAMETERS) {
-        return PyErr_Format(PyExc_TypeError, "clone takes %d arguments, got %zd",
-                            CLONE_PARAMETERS, count);
+        return PyErr_Format(PyExc_TypeError, "clone takes %d arguments, got %zd", CLONE_PARAMETERS,
+                            count);
     }
     for (Py_ssize_t i = 0; i < CLONE_PARAMETERS; i++) {
         if (ramet_as_u64(args[i], &p[i]) < 0) {
@@ -36,8 +36,8 @@ static PyObject *lowlevel_clone(PyObject *module, PyObject *const *args, Py_ssiz
         }
     }
     PyThreadState *state = let_go(p[2]);
-    long result = ramet_clone((long (*)(void *))p[0], (void *)p[1], p[2], (void *)p[3],
-                              (int *)p[4], (void *)p[5], (int *)p[6]);
+    long result = ramet_clone((long (*)(void *))p[0], (void *)p[1], p[2], (void *)p[3], (int *)p[4],
+                              (void *)p[5], (int *)p[6]);
     return take_back(state, result);
 }
 

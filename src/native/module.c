@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-#include "child.h"
 #include "module.h"
+#include "child.h"
 
 static int add(PyObject *module, const char *name, PyObject *value) {
     int result = PyModule_AddObjectRef(module, name, value); /* NULL is an error, too */
@@ -46,7 +46,7 @@ static PyModuleDef_Slot slots_3_13[] = {
     {0, NULL},
 };
 
-#define DEFINITION(slots)                                                                \
+#define DEFINITION(slots)                                                                          \
     {PyModuleDef_HEAD_INIT, "ramet._native", "C core of ramet.", 0, NULL, slots, NULL, NULL, NULL}
 
 static PyModuleDef definition_3_11 = DEFINITION(slots_3_11);

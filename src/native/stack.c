@@ -24,9 +24,8 @@
 #define ALIVE 1
 
 typedef struct {
-    PyObject_HEAD
-    char *base;   /* of the mapping, guard page included */
-    size_t total; /* length of the mapping */
+    PyObject_HEAD char *base; /* of the mapping, guard page included */
+    size_t total;             /* length of the mapping */
     size_t guard;
     struct ramet_record *record; /* at the top of the mapping */
     int *watch;                  /* what the kernel clears at the end; NULL: nothing does */
@@ -182,8 +181,8 @@ static PyObject *stack_join(Stack *self, PyObject *argument) {
         long result = 0;
         int error = 0;
         Py_BEGIN_ALLOW_THREADS
-        result = wait_for_zero(word, value, timeout >= 0 ? &deadline : NULL);
-        error = result < 0 ? errno : 0;
+            result = wait_for_zero(word, value, timeout >= 0 ? &deadline : NULL);
+            error = result < 0 ? errno : 0;
         Py_END_ALLOW_THREADS
         if (error == ETIMEDOUT) {
             return PyBool_FromLong(is_released(self));

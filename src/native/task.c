@@ -21,34 +21,26 @@
 #endif
 
 typedef struct {
-    PyObject_HEAD
-    PyThread_type_lock lock; /* held by whoever is in waitid */
-    long pid;           /* 0: not started yet */
-    int pidfd;          /* -1: none yet, or closed */
-    char waitable;      /* the kernel will give us its exit status */
-    pid_t owner;        /* the process whose child it is */
-    PyObject *status;   /* ExitStatus, once it is known */
-    PyObject *stack;    /* what it runs on in our memory, if it does */
-    PyObject *keep;     /* what else it may touch there */
+    PyObject_HEAD PyThread_type_lock lock; /* held by whoever is in waitid */
+    long pid;                              /* 0: not started yet */
+    int pidfd;                             /* -1: none yet, or closed */
+    char waitable;                         /* the kernel will give us its exit status */
+    pid_t owner;                           /* the process whose child it is */
+    PyObject *status;                      /* ExitStatus, once it is known */
+    PyObject *stack;                       /* what it runs on in our memory, if it does */
+    PyObject *keep;                        /* what else it may touch there */
     unsigned long long flags;
 } Task;
 
 static PyObject *task_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    (void)args;
     (void)kwargs;
-    unsigned long long flags = 0;
-    int waitable = 0;
-    if (!PyArg_ParseTuple(args, "Kp:Task", &flags, &waitable)) {
-        return NULL;
-    }
     allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
     Task *self = (Task *)allocate(type, 0);
     if (self == NULL) {
         return NULL;
     }
     self->pidfd = -1;
-    self->flags = flags;
-    self->waitable = (char)waitable;
-    self->owner = getpid();
     self->lock = PyThread_allocate_lock();
     if (self->lock == NULL) {
         Py_DECREF(self);
@@ -121,6 +113,10 @@ static void task_dealloc(PyObject *object) {
  * this returns: after that a Python signal handler may run, and raise. */
 #define START_PARAMETERS 11
 
+/* Whose exit status the kernel does not give to us. */
+#define AUTOREAP (1ULL << 34) /* CLONE_AUTOREAP, Linux 7.1 */
+#define NOT_OURS (CLONE_THREAD | CLONE_PARENT | AUTOREAP)
+
 static int parse_start(PyObject *const *args, struct ramet_launch *launch,
                        struct ramet_record *request) {
     uint64_t words[7];
@@ -186,11 +182,21 @@ static PyObject *task_start(Task *self, PyObject *const *args, Py_ssize_t count)
     launch.record->fn = request.fn;
     launch.record->arg = request.arg;
     launch.args.pidfd = (uint64_t)&self->pidfd;
+    self->flags = launch.args.flags;
+    self->waitable = !(self->flags & NOT_OURS);
+    self->owner = getpid();
+    /* clone(2) has one place for both; a pidfd that comes later may be another's. */
+    int *ptid = NULL;
+    if (launch.use_clone && (launch.args.flags & CLONE_PIDFD) &&
+        (launch.args.flags & CLONE_PARENT_SETTID)) {
+        launch.args.flags &= ~(__u64)CLONE_PARENT_SETTID;
+        ptid = (int *)launch.args.parent_tid;
+    }
 
     long result = 0;
     if (launch.args.flags & CLONE_VM) {
         Py_BEGIN_ALLOW_THREADS
-        result = ramet_launch(&launch);
+            result = ramet_launch(&launch);
         Py_END_ALLOW_THREADS
     } else {
         result = ramet_launch(&launch);
@@ -199,6 +205,9 @@ static PyObject *task_start(Task *self, PyObject *const *args, Py_ssize_t count)
         self->pidfd = -1;
     } else {
         self->pid = result;
+    }
+    if (result > 0 && ptid != NULL) {
+        *ptid = (int)result;
     }
     /* A thread's stack has what it returned. */
     if (result > 0 && (lasting || (launch.args.flags & CLONE_THREAD))) {
@@ -229,8 +238,8 @@ static int collect(Task *self, int options, PyObject *status_type) {
             error = errno;
         } else {
             Py_BEGIN_ALLOW_THREADS
-            result = syscall(SYS_waitid, P_PIDFD, self->pidfd, &info, flags, &usage);
-            error = errno;
+                result = syscall(SYS_waitid, P_PIDFD, self->pidfd, &info, flags, &usage);
+                error = errno;
             Py_END_ALLOW_THREADS
         }
         if (result == 0 && info.si_pid == 0) {
@@ -259,10 +268,13 @@ static int collect(Task *self, int options, PyObject *status_type) {
  *
  * options: 0 blocks, WNOHANG does not. None: it runs, or is not ours to wait for, or
  * (without WNOHANG) another thread waits already. */
-static PyObject *task_reap(Task *self, PyObject *args) {
-    int options = 0;
-    PyObject *status_type = NULL;
-    if (!PyArg_ParseTuple(args, "iO:reap", &options, &status_type)) {
+static PyObject *task_reap(Task *self, PyObject *const *args, Py_ssize_t count) {
+    if (count != 2) {
+        return PyErr_Format(PyExc_TypeError, "reap takes 2 arguments, got %zd", count);
+    }
+    int options = (int)PyLong_AsLong(args[0]);
+    PyObject *status_type = args[1];
+    if (options == -1 && PyErr_Occurred()) {
         return NULL;
     }
     if (self->status != NULL) {
@@ -277,7 +289,7 @@ static PyObject *task_reap(Task *self, PyObject *args) {
             Py_RETURN_NONE;
         }
         Py_BEGIN_ALLOW_THREADS
-        PyThread_acquire_lock(self->lock, WAIT_LOCK);
+            PyThread_acquire_lock(self->lock, WAIT_LOCK);
         Py_END_ALLOW_THREADS
     }
     int result = self->status != NULL ? 1 : collect(self, options, status_type);
@@ -292,7 +304,7 @@ static PyObject *task_reap(Task *self, PyObject *args) {
 
 static PyMethodDef task_methods[] = {
     {"start", METHOD(task_start), METH_FASTCALL, NULL},
-    {"reap", METHOD(task_reap), METH_VARARGS, NULL},
+    {"reap", METHOD(task_reap), METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };
 
@@ -300,8 +312,8 @@ static PyMemberDef task_members[] = {
     {"_pid", T_LONG, offsetof(Task, pid), 0, NULL},
     {"_pidfd", T_INT, offsetof(Task, pidfd), 0, NULL},
     {"_waitable", T_BOOL, offsetof(Task, waitable), 0, NULL},
-    {"_owner", T_INT, offsetof(Task, owner), READONLY, NULL},
-    {"_flags", T_ULONGLONG, offsetof(Task, flags), READONLY, NULL},
+    {"_owner", T_INT, offsetof(Task, owner), 0, NULL},
+    {"_flags", T_ULONGLONG, offsetof(Task, flags), 0, NULL},
     {"_status", T_OBJECT, offsetof(Task, status), 0, NULL},
     {"_stack", T_OBJECT, offsetof(Task, stack), 0, NULL},
     {"_keep", T_OBJECT, offsetof(Task, keep), 0, NULL},
@@ -309,20 +321,16 @@ static PyMemberDef task_members[] = {
 };
 
 static PyType_Slot task_slots[] = {
-    {Py_tp_new, task_new},
-    {Py_tp_dealloc, task_dealloc},
-    {Py_tp_finalize, task_finalize},
-    {Py_tp_traverse, task_traverse},
-    {Py_tp_clear, task_clear},
-    {Py_tp_methods, task_methods},
-    {Py_tp_members, task_members},
-    {0, NULL},
+    {Py_tp_new, task_new},           {Py_tp_dealloc, task_dealloc},
+    {Py_tp_finalize, task_finalize}, {Py_tp_traverse, task_traverse},
+    {Py_tp_clear, task_clear},       {Py_tp_methods, task_methods},
+    {Py_tp_members, task_members},   {0, NULL},
 };
 
 PyType_Spec ramet_task_spec = {
     .name = "ramet._native.Task",
     .basicsize = sizeof(Task),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC |
-             Py_TPFLAGS_IMMUTABLETYPE,
+    .flags =
+        Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
     .slots = task_slots,
 };

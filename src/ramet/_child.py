@@ -261,6 +261,11 @@ class Child(Task):
 
     # --- the kernel's side --------------------------------------------------------------------
 
+    def _is_unreaped(self) -> bool:
+        return (
+            self._status is None and self._pidfd >= 0 and self._waitable and not self._is_a_copy()
+        )
+
     def _is_a_copy(self) -> bool:
         return self._owner != os.getpid()
 
@@ -298,7 +303,7 @@ class Child(Task):
 
     def _dropped(self) -> None:
         """See to what is left when this object goes."""
-        if self._status is None and self._waitable and not self._is_a_copy():
+        if self._is_unreaped():
             warnings.warn(
                 f"{self!r} was not waited for", ResourceWarning, stacklevel=2, source=self
             )
@@ -307,32 +312,16 @@ class Child(Task):
     def _let_go(self) -> None:
         """Give up the handle; the process, if there is one, goes on."""
         rest = None
-        if self._status is None and self._waitable and not self._is_a_copy():
-            rest = Task(self._flags, True)
-            rest._pid, rest._pidfd, self._pidfd = self._pid, self._pidfd, -1
+        if self._is_unreaped():
+            rest = Task()
+            rest._pid, rest._owner, rest._waitable = self._pid, self._owner, True
+            rest._pidfd, self._pidfd = self._pidfd, -1
         else:
             _orphans.close(self)
         stack, self._stack = self._stack, None
         keep, self._keep = self._keep, None
         if rest is not None or stack is not None:
             _orphans.adopt(Orphan(rest, stack, keep))
-
-
-# __WALL of <linux/wait.h>: children with any exit signal, or none.
-_WALL = 0x4000_0000
-
-
-def open_pidfd(pid: int) -> int:
-    """Get the pidfd of a child that was born without one (clone(2) with PARENT_SETTID).
-
-    Without descriptors to spare nothing could be done with the child: it is then killed.
-    """
-    try:
-        return os.pidfd_open(pid)
-    except OSError:
-        os.kill(pid, SIGKILL)  # ours and not waited for, so the pid is still its own
-        os.waitid(os.P_PID, pid, os.WEXITED | _WALL)
-        raise
 
 
 # --- deadlines ----------------------------------------------------------------------------------

@@ -11,17 +11,16 @@ import os
 import struct
 import sys
 from collections.abc import Sequence
-from functools import lru_cache
 from signal import SIGCHLD
 from typing import NamedTuple, Protocol
 
-from ramet import _orphans, _stacks
-from ramet._child import Child, open_pidfd
+from ramet._child import Child
 from ramet._errors import advise, call_error, describe_call
 from ramet._flags import CLONE3_ONLY, NAMESPACES, CloneFlags, check_flags, spell
 from ramet._native import Stack
+from ramet._orphans import sweep, waiting
 from ramet._pointers import PythonCallableError, function_address, pointer
-from ramet._stacks import DEFAULT_STACK_SIZE
+from ramet._stacks import DEFAULT_STACK_SIZE, give_back, idle, take
 from ramet._threads import Thread
 
 _F = CloneFlags
@@ -80,7 +79,8 @@ def clone(
             SIGCHLD, and none where the kernel wants none (THREAD, PARENT, AUTOREAP).
         stack_size: bytes, rounded up to whole pages.
         ptid: where the thread id is stored before the call returns (an int, 4 bytes), as a
-            pointer like `arg`. Sets ``PARENT_SETTID``.
+            pointer like `arg`. Sets ``PARENT_SETTID``. (clone3 stores it before the child runs;
+            where clone has to do, it is stored after the call.)
         tls: the child's thread pointer, as a pointer like `arg`. Sets ``SETTLS``.
         ctid: where ``CHILD_SETTID`` and ``CHILD_CLEARTID`` store (an int, 4 bytes), as a pointer
             like `arg`; give one of the two flags, or both, with it. With CHILD_CLEARTID and VM
@@ -100,44 +100,59 @@ def clone(
 
     Source: clone(2), clone3.
     """
-    if _orphans.waiting:
-        _orphans.sweep()
+    if waiting:
+        sweep()
     address = fn if type(fn) is int and 0 < fn < _WORD else _c_function(fn, flags)
     arg_address, arg_owner = (0, None) if arg is None else pointer(arg, "arg")
-    ptid_address = tls_address = ctid_address = 0
-    owners: tuple[object, ...] = ()
-    if not ptid is tls is ctid is None:
+    if type(flags) is not int:  # the hash of an IntFlag is a call of Python
+        flags = int(operator.index(flags))
+    if exit_signal is ptid is tls is ctid is cgroup is None:
+        plan = _simple_plans.get(flags) or _simple_plan(flags)
+        ptid_address = tls_address = ctid_address = 0
+        owners: tuple[object, ...] = ()
+    else:
+        plan = _plan(
+            flags,
+            exit_signal,
+            ptid is not None,
+            tls is not None,
+            ctid is not None,
+            cgroup is not None,
+        )
         ptid_address, ptid_owner = pointer(ptid, "ptid")
         tls_address, tls_owner = pointer(tls, "tls")
         ctid_address, ctid_owner = pointer(ctid, "ctid")
         owners = (ptid_owner, tls_owner, ctid_owner)
-    plan = _plan(
-        operator.index(flags),
-        exit_signal,
-        ptid is not None,
-        tls is not None,
-        ctid is not None,
-        cgroup is not None,
-    )
-    wanted, signal, handle, waitable, lasting = plan
+    wanted, signal, handle, lasting = plan
     ids = _pack_ids(set_tid) if set_tid else b""
     sys.audit("ramet.clone", address, wanted)
 
-    stack = _stacks.take(stack_size)
+    stack = idle.pop() if idle and stack_size == DEFAULT_STACK_SIZE else take(stack_size)
     # The handle is there before the task, so that each has an owner at any moment: after any call
     # here the handler of a signal may run, and raise.
-    task = handle(wanted, waitable)
+    task = handle()
     if lasting:
         task._keep = (fn, arg_owner, owners)
-    call = (address, arg_address, wanted, signal, ptid_address, tls_address, ctid_address)
     descriptor, opened = (-1, False) if cgroup is None else _cgroup_descriptor(cgroup)
     try:
-        if _clone3.missing:
-            _fall_back(task, stack, call, descriptor, ids, errno.ENOSYS)
-        else:
-            result = task.start(stack, *call, descriptor, ids, False)
-            if result < 0:
-                _fall_back(task, stack, call, descriptor, ids, -result)
+        result = -errno.ENOSYS
+        if not _clone3.missing:
+            result = task.start(
+                stack,
+                address,
+                arg_address,
+                wanted,
+                signal,
+                ptid_address,
+                tls_address,
+                ctid_address,
+                descriptor,
+                ids,
+                False,
+            )
+        if result < 0:
+            call = (address, arg_address, wanted, signal, ptid_address, tls_address, ctid_address)
+            _fall_back(task, stack, call, descriptor, ids, -result)
     except BaseException:
         task._let_go()
         raise
@@ -145,7 +160,7 @@ def clone(
         if opened:
             os.close(descriptor)
     if not lasting:
-        _stacks.give_back(stack)
+        give_back(stack)
     return task
 
 
@@ -155,11 +170,9 @@ class _Plan(NamedTuple):
     flags: int
     exit_signal: int
     handle: type[Child | Thread]
-    waitable: bool  # the exit status will be ours
     lasting: bool  # the stack is needed after the call has returned
 
 
-@lru_cache(maxsize=256)
 def _plan(
     flags: int,
     exit_signal: int | None,
@@ -187,20 +200,31 @@ def _plan(
         exit_signal = 0 if flags & (_F.THREAD | _F.PARENT | _F.AUTOREAP) else SIGCHLD
     if not 0 <= exit_signal <= _HIGHEST_SIGNAL:
         raise ValueError(f"exit_signal must be 0 to {_HIGHEST_SIGNAL}, not {exit_signal}")
-    check_flags(flags, exit_signal, "clone3")
-    if not flags & _F.SIGHAND:
-        flags |= _F.CLEAR_SIGHAND
     if not thread:
         flags |= _F.PIDFD
     elif has_ctid:
         flags |= _F.CHILD_CLEARTID
+    check_flags(flags, exit_signal, "clone3")
+    if not flags & _F.SIGHAND:
+        flags |= _F.CLEAR_SIGHAND
     return _Plan(
         int(flags),
         int(exit_signal),
         handle=Thread if thread else Child,
-        waitable=not flags & (_F.PARENT | _F.AUTOREAP),
         lasting=thread or flags & (_F.VM | _F.VFORK) == _F.VM,
     )
+
+
+# Plans of flags alone, for all else is left to its default most of the time.
+_simple_plans: dict[int, _Plan] = {}
+_MOST_PLANS = 256
+
+
+def _simple_plan(flags: int) -> _Plan:
+    plan = _plan(flags, None, False, False, False, False)
+    if len(_simple_plans) < _MOST_PLANS:
+        _simple_plans[flags] = plan
+    return plan
 
 
 # fn, arg, flags, exit_signal, ptid, tls, ctid: what Task.start takes after the stack.
@@ -222,16 +246,11 @@ def _fall_back(
     if lost:
         advice = f"clone3 is not to be had here, and clone has no {lost}"
         raise _error("clone3", errno.ENOSYS, stack, call, cgroup, ids, advice)
-    # Our part of the child resets the handlers; a pidfd beside ptid comes after the start.
-    flags &= ~int(_F.CLEAR_SIGHAND)
-    if flags & _F.PARENT_SETTID:
-        flags &= ~int(_F.PIDFD)
+    flags &= ~int(_F.CLEAR_SIGHAND)  # our part of the child does it
     result = task.start(stack, fn, arg, flags, exit_signal, ptid, tls, ctid, -1, b"", True)
     if result < 0:
         raise _error("clone", -result, stack, call, cgroup, ids)
     _clone3.missing = True
-    if task._pidfd < 0 and isinstance(task, Child):
-        task._pidfd = open_pidfd(result)
 
 
 def _is_missing(error: int, flags: int, ids: bytes) -> bool:
@@ -246,8 +265,6 @@ def _lost_by_clone(flags: int, ids: bytes) -> str:
     lost = [spell(flag) for flag in CloneFlags if flag & flags & _CLONE3_FEATURES]
     if ids:
         lost.append("set_tid")
-    if flags & _PIDFD_BESIDE_PTID == _PIDFD_BESIDE_PTID and flags & _F.THREAD:
-        lost.append("CLONE_PIDFD with CLONE_PARENT_SETTID")
     return ", ".join(lost)
 
 
@@ -279,7 +296,6 @@ class _Clone3:
 _clone3 = _Clone3()
 
 _CLONE3_FEATURES = CLONE3_ONLY & ~_F.CLEAR_SIGHAND
-_PIDFD_BESIDE_PTID = int(_F.PIDFD | _F.PARENT_SETTID)
 # What EPERM may be about, other than a filter that does not know clone3.
 _PRIVILEGED = NAMESPACES | _F.INTO_CGROUP | _F.PIDFD_AUTOKILL
 

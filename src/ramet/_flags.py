@@ -210,7 +210,6 @@ RULES = (
     Rule(_F.NNP | _F.THREAD, "no_new_privs is set for a new process"),
     Rule(_F.PIDFD_AUTOKILL, "it is that pidfd whose closing kills", lacking=_F.PIDFD),
     Rule(_F.PIDFD_AUTOKILL, "nobody would reap the killed child", lacking=_F.AUTOREAP),
-    Rule(_F.PIDFD_AUTOKILL | _F.THREAD, "a thread cannot be killed alone"),
 )
 
 

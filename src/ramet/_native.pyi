@@ -40,7 +40,7 @@ class Stack:
     def value(self) -> int | None: ...
 
 class Task:
-    def __new__(cls, flags: int, waitable: bool, /) -> Self: ...
+    def __new__(cls) -> Self: ...
     def start(
         self,
         stack: Stack,
@@ -65,7 +65,5 @@ class Task:
     _status: Any
     _stack: Stack | None
     _keep: object
-    @property
-    def _owner(self) -> int: ...
-    @property
-    def _flags(self) -> int: ...
+    _owner: int
+    _flags: int

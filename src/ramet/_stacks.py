@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections import deque
+from contextlib import suppress
+
 from ramet._native import Stack
 
 DEFAULT_STACK_SIZE = 256 * 1024
 """Bytes. Only pages that are touched take memory; below lies a guard page."""
 
 # Each start needs one stack for the time of the call, so this is the number of threads that
-# start children at the same moment and of running tasks that share memory, within reason.
+# start children at the same moment and of running tasks that share memory, within reason. When
+# there are more, the one that was given back first is unmapped.
 _KEPT = 16
-_idle: list[Stack] = []
+idle: deque[Stack] = deque(maxlen=_KEPT)
+"""Stacks of the default size that nobody uses."""
 
 
 def take(size: int) -> Stack:
@@ -24,14 +29,12 @@ def take(size: int) -> Stack:
         ValueError: less than a page.
     """
     if size == DEFAULT_STACK_SIZE:
-        try:
-            return _idle.pop()
-        except IndexError:
-            pass
+        with suppress(IndexError):
+            return idle.pop()
     return Stack(size)
 
 
 def give_back(stack: Stack) -> None:
     """Take back a stack that the kernel has been seen to have let go of."""
-    if stack.size == DEFAULT_STACK_SIZE and len(_idle) < _KEPT:
-        _idle.append(stack)
+    if stack.size == DEFAULT_STACK_SIZE:
+        idle.append(stack)

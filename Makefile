@@ -1,0 +1,69 @@
+# Two commands on a bare machine with python3, gcc and make: `make demo` and `make test`.
+# PYTHON=python3.13 picks another interpreter, VENV=dir another place for its environment.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --quiet --disable-pip-version-check
+SOURCES := pyproject.toml meson.build LICENSE README.md $(shell find src include -type f -not -name '*.pyc')
+NATIVE := $(shell find src/native include tests -name '*.[ch]')
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-sanitizers lint types format bench docs clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed ## Build, then run a C function in a child and show what became of it
+	$(BIN)/python examples/quickstart.py
+
+test: $(VENV)/.test ## Build, then run all tests
+	$(BIN)/python -m pytest -q
+
+test-sanitizers: $(VENV)/.test ## Run the native core under ASan, UBSan and valgrind
+	$(BIN)/python -m tests.sanitizers
+
+lint: $(VENV)/.lint ## Check style and look for mistakes: ruff, clang-format, clang-tidy, gcc -fanalyzer
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
+	$(BIN)/python -m tests.analyze
+
+types: $(VENV)/.lint ## Check types: mypy --strict
+	$(BIN)/mypy
+
+format: $(VENV)/.lint ## Put all sources into shape
+	$(BIN)/ruff check --fix --select I
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(NATIVE)
+
+bench: $(VENV)/.bench ## Measure against C, os.fork and multiprocessing, and plot
+	$(BIN)/python benchmarks/clone_latency.py
+
+docs: $(VENV)/.installed ## Write the generated pages of docs/
+	$(BIN)/python docs/generate.py
+
+clean: ## Remove everything that was built
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/.venv:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade pip meson-python meson ninja
+	touch $@
+
+# The package is installed, not linked to: what is tested is what a user gets.
+$(VENV)/.installed: $(VENV)/.venv $(SOURCES)
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation --force-reinstall --no-deps .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.installed
+	$(PIP) install --group test
+	touch $@
+
+$(VENV)/.lint: $(VENV)/.test
+	$(PIP) install --group lint --group bench
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.installed
+	$(PIP) install --group bench
+	touch $@

@@ -1,0 +1,102 @@
+"""Fixtures of all tests, and the check that no test module leaves anything behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from ramet import _clone, _orphans
+from tests.childlib import WALL, Library, build, load
+
+# The pool of stacks keeps this many mappings (ramet._stacks), which may come in any module.
+POOLED_STACKS = 16
+
+
+@pytest.fixture(scope="session")
+def lib(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    """The C functions that children run."""
+    build(tmp_path_factory.mktemp("childlib"))
+    return load()
+
+
+@pytest.fixture(params=["clone3", "clone"])
+def call(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both system calls: ramet.clone uses the one that is named."""
+    name = str(request.param)
+    monkeypatch.setattr(_clone._clone3, "missing", name == "clone")
+    return name
+
+
+@pytest.fixture
+def clone3(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what clone(2) cannot do."""
+    monkeypatch.setattr(_clone._clone3, "missing", False)
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    """A new directory of cgroup v2, which must be empty of tasks at the end of the test."""
+    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    for mount in mounts:
+        if mount[mount.index("-") + 1] == "cgroup2":
+            directory = Path(mount[4]) / f"ramet-test-{uuid.uuid4().hex}"
+            with suppress(OSError):
+                directory.mkdir()
+                break
+    else:
+        pytest.skip("no cgroup v2 that may be written to")
+    yield directory
+    directory.rmdir()
+
+
+# --- leaks --------------------------------------------------------------------------------------
+
+
+def _descriptors() -> dict[str, str]:
+    found = {}
+    for entry in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # that of the listing
+            found[entry] = os.readlink(f"/proc/self/fd/{entry}")
+    return found
+
+
+def _has_children() -> bool:
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT | WALL)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _guard_pages() -> int:
+    """Count private anonymous mappings of one page without access: each stack of ours has one.
+
+    The number of all mappings would tell of Python's own arenas too.
+    """
+    count = 0
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        extent, mode, _, _, inode, *_ = line.split()
+        first, last = (int(end, 16) for end in extent.split("-"))
+        count += mode == "---p" and inode == "0" and last - first == os.sysconf("SC_PAGESIZE")
+    return count
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left() -> Iterator[None]:
+    """A module's tests leave no descriptor, child or orphan, nor more stacks than are pooled."""
+    gc.collect()
+    descriptors, children, guards = _descriptors(), _has_children(), _guard_pages()
+    orphans = len(_orphans.waiting)
+    yield
+    gc.collect()
+    _orphans.sweep()
+    assert len(_orphans.waiting) <= orphans
+    assert _descriptors() == descriptors
+    assert _has_children() == children
+    assert _guard_pages() <= guards + POOLED_STACKS
