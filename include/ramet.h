@@ -19,7 +19,7 @@
 
 #if !defined(__linux__)
 #error "ramet is for Linux"
-#elif !(defined(__x86_64__) && defined(__LP64__)) && !defined(__aarch64__) && \
+#elif !(defined(__x86_64__) && defined(__LP64__)) && !defined(__aarch64__) &&                      \
     !(defined(__riscv) && __riscv_xlen == 64)
 #error "ramet has no trampoline for this architecture"
 #endif
@@ -36,7 +36,8 @@ struct clone_args; /* <linux/sched.h> */
  *                returns are the child's exit status
  *   flags        CLONE_* flags, with the exit signal in the low 8 bits
  *   child_stack  one past the highest byte of the child's stack, however
- *                aligned; at least 31 bytes below it must be writable
+ *                aligned. Two words are stored below it before the system call,
+ *                so it must be memory; fn uses what lies below those.
  *   ptid         where CLONE_PARENT_SETTID and CLONE_PIDFD store, or NULL
  *   newtls       the child's thread pointer, with CLONE_SETTLS
  *   ctid         where CLONE_CHILD_SETTID and CLONE_CHILD_CLEARTID store
@@ -50,7 +51,8 @@ long ramet_clone(long (*fn)(void *), void *arg, unsigned long flags, void *child
 /* clone3(2).
  *
  *   args  as the kernel takes it; stack is the lowest byte of the child's
- *         stack and stack_size its length. It is only read.
+ *         stack and stack_size its length; two words are stored at its top
+ *         before the system call. The struct itself is only read.
  *   size  sizeof(struct clone_args), or an earlier version of it
  *
  * Returns as ramet_clone does. -EINVAL, with no system call made, if fn, args

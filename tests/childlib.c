@@ -116,3 +116,12 @@ long overflow(void *arg) {
     frame[0] = (char)(long)arg;
     return overflow((char *)arg + 1) + frame[0];
 }
+
+/* Computes for arg rounds. */
+long spin(void *arg) {
+    volatile long rounds = (long)arg;
+    while (rounds > 0) {
+        rounds = rounds - 1;
+    }
+    return 0;
+}

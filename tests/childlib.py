@@ -58,6 +58,7 @@ class Library:
         self.raise_signal = self._address("raise_signal")
         self.write_to_null = self._address("write_to_null")
         self.overflow = self._address("overflow")
+        self.spin = self._address("spin")
 
     def _address(self, name: str) -> int:
         address = ctypes.cast(self._library[name], ctypes.c_void_p).value

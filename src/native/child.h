@@ -19,8 +19,8 @@ struct ramet_record {
     int tid; /* non-zero until the kernel clears it: CLONE_CHILD_CLEARTID */
 };
 
-/* Entered by the trampoline, with every signal blocked and a ramet_record. */
-long ramet_child_main(void *record);
+/* Entered by the trampoline, with every signal blocked. The argument is a ramet_record. */
+long ramet_child_main(void *argument);
 
 /* A function for fn that returns 0 at once: what probes and benchmarks start. */
 long ramet_nothing(void *unused);

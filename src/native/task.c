@@ -183,7 +183,7 @@ static PyObject *task_start(Task *self, PyObject *const *args, Py_ssize_t count)
     launch.record->arg = request.arg;
     launch.args.pidfd = (uint64_t)&self->pidfd;
     self->flags = launch.args.flags;
-    self->waitable = !(self->flags & NOT_OURS);
+    self->waitable = (self->flags & NOT_OURS) ? 0 : 1;
     self->owner = getpid();
     /* clone(2) has one place for both; a pidfd that comes later may be another's. */
     int *ptid = NULL;

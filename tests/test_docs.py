@@ -1,0 +1,49 @@
+"""What the documentation shows is run, and what is generated is up to date."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from tests.isolated import run_python
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def _examples() -> list[tuple[str, str]]:
+    return [
+        (f"{page.name}-{number}", code)
+        for page in PAGES
+        for number, code in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S))
+    ]
+
+
+@pytest.mark.parametrize("code", [pytest.param(c, id=name) for name, c in _examples()])
+def test_example(code: str) -> None:
+    run_python(code)
+
+
+def test_there_are_examples() -> None:
+    assert any(name.startswith("README") for name, _ in _examples())
+
+
+def test_flags_page_is_up_to_date() -> None:
+    page = runpy.run_path(str(ROOT / "docs/generate.py"))["flags_page"]()
+    assert (ROOT / "docs/flags.md").read_text() == page, "run: make docs"
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_quickstart(capfd: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(ROOT / "examples/quickstart.py"), run_name="__main__")
+    output = capfd.readouterr().out
+    for expected in ("found 17984 primes", "exited with 84", "returned 92", "without CLONE_SIGHAND"):
+        assert expected in output
