@@ -6,6 +6,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
 SOURCES := pyproject.toml meson.build LICENSE README.md $(shell find src include -type f -not -name '*.pyc')
+# Those that start tasks in the test's own process, which is the one that is instrumented.
+SANITIZED := tests/test_child.py tests/test_clone.py tests/test_fallback.py tests/test_flags.py tests/test_lowlevel.py \
+    tests/test_orphans.py tests/test_pointers.py tests/test_probe.py tests/test_stacks.py tests/test_threads.py
 NATIVE := $(shell find src/native include tests -name '*.[ch]')
 
 .DEFAULT_GOAL := help
@@ -20,8 +23,11 @@ demo: $(VENV)/.installed ## Build, then run a C function in a child and show wha
 test: $(VENV)/.test ## Build, then run all tests
 	$(BIN)/python -m pytest -q
 
-test-sanitizers: $(VENV)/.test ## Run the native core under ASan, UBSan and valgrind
-	$(BIN)/python -m tests.sanitizers
+test-sanitizers: $(VENV)/.test build/asan ## Run the core, and the extension, under ASan and UBSan, and valgrind
+	$(BIN)/python -m pytest -q tests/native/test_sanitizers.py
+	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 PYTHONMALLOC=malloc PYTHONPATH=build/asan \
+	$(BIN)/python -m pytest -q $(SANITIZED)
 
 lint: $(VENV)/.lint build/lint/build.ninja ## Check style and look for mistakes: ruff, clang-format, clang-tidy, gcc -fanalyzer
 	$(BIN)/ruff check
@@ -64,6 +70,11 @@ $(VENV)/.test: $(VENV)/.installed
 $(VENV)/.lint: $(VENV)/.test
 	$(PIP) install --group lint --group bench
 	touch $@
+
+build/asan: $(VENV)/.venv $(SOURCES)
+	rm -rf $@
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation --no-deps --target $@ . \
+	    -Csetup-args=-Db_sanitize=address,undefined -Csetup-args=-Db_lundef=false
 
 build/lint/build.ninja: $(VENV)/.venv meson.build
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/meson setup --wipe $(@D) >/dev/null 2>&1 || \

@@ -18,7 +18,9 @@ def _examples() -> list[tuple[str, str]]:
     return [
         (f"{page.name}-{number}", code)
         for page in PAGES
-        for number, code in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S))
+        for number, code in enumerate(
+            re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
+        )
     ]
 
 
@@ -45,5 +47,10 @@ def test_links_lead_somewhere() -> None:
 def test_quickstart(capfd: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(ROOT / "examples/quickstart.py"), run_name="__main__")
     output = capfd.readouterr().out
-    for expected in ("found 17984 primes", "exited with 84", "returned 92", "without CLONE_SIGHAND"):
+    for expected in (
+        "found 17984 primes",
+        "exited with 84",
+        "returned 92",
+        "without CLONE_SIGHAND",
+    ):
         assert expected in output

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import ramet
+from ramet import _orphans
 from tests.childlib import WALL, Gate, Script, number, start, start_thread
 
 T = TypeVar("T")
@@ -66,6 +67,16 @@ def has_child(pid: int) -> bool:
     except ChildProcessError:
         return False
     return True
+
+
+def sweep() -> None:
+    """Wait until nothing is left of all tasks whose handle is gone."""
+
+    def swept() -> bool:
+        _orphans.sweep()
+        return not _orphans.waiting
+
+    until(swept)
 
 
 # --- threads of Python that wait ----------------------------------------------------------------

@@ -13,9 +13,18 @@ static int exec_module(PyObject *module) {
         PyModule_AddFunctions(module, ramet_pointer_methods) < 0) {
         return -1;
     }
-    if (add(module, "Stack", PyType_FromModuleAndSpec(module, &ramet_stack_spec, NULL)) < 0 ||
-        add(module, "Task", PyType_FromModuleAndSpec(module, &ramet_task_spec, NULL)) < 0) {
-        return -1;
+    const struct {
+        const char *name;
+        PyType_Spec *spec;
+    } types[] = {
+        {"Stack", &ramet_stack_spec},
+        {"Status", &ramet_status_spec},
+        {"Task", &ramet_task_spec},
+    };
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
+        if (add(module, types[i].name, PyType_FromModuleAndSpec(module, types[i].spec, NULL)) < 0) {
+            return -1;
+        }
     }
     return add(module, "nothing", PyLong_FromVoidPtr((void *)ramet_nothing));
 }

@@ -13,6 +13,7 @@
 extern PyMethodDef ramet_lowlevel_methods[];
 extern PyMethodDef ramet_pointer_methods[];
 extern PyType_Spec ramet_stack_spec;
+extern PyType_Spec ramet_status_spec;
 extern PyType_Spec ramet_task_spec;
 
 /* Converts an int to a 64-bit word, address or flag. Returns -1 with TypeError or

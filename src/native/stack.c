@@ -24,8 +24,9 @@
 #define ALIVE 1
 
 typedef struct {
-    PyObject_HEAD char *base; /* of the mapping, guard page included */
-    size_t total;             /* length of the mapping */
+    PyObject_HEAD
+    char *base;   /* of the mapping, guard page included */
+    size_t total; /* length of the mapping */
     size_t guard;
     struct ramet_record *record; /* at the top of the mapping */
     int *watch;                  /* what the kernel clears at the end; NULL: nothing does */

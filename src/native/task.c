@@ -5,6 +5,7 @@
  * whichever thread asks. All else is Python.
  */
 #include <errno.h>
+#include <linux/futex.h>
 #include <poll.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -13,6 +14,7 @@
 
 #include "module.h"
 #include "stack.h"
+#include "status.h"
 
 #include <structmember.h> /* part of Python.h from 3.12 on */
 
@@ -21,14 +23,15 @@
 #endif
 
 typedef struct {
-    PyObject_HEAD PyThread_type_lock lock; /* held by whoever is in waitid */
-    long pid;                              /* 0: not started yet */
-    int pidfd;                             /* -1: none yet, or closed */
-    char waitable;                         /* the kernel will give us its exit status */
-    pid_t owner;                           /* the process whose child it is */
-    PyObject *status;                      /* ExitStatus, once it is known */
-    PyObject *stack;                       /* what it runs on in our memory, if it does */
-    PyObject *keep;                        /* what else it may touch there */
+    PyObject_HEAD
+    int lock;         /* held by whoever is in waitid: see lock() */
+    long pid;         /* 0: not started yet */
+    int pidfd;        /* -1: none yet, or closed */
+    char waitable;    /* the kernel will give us its exit status */
+    pid_t owner;      /* the process whose child it is */
+    PyObject *status; /* ExitStatus, once it is known */
+    PyObject *stack;  /* what it runs on in our memory, if it does */
+    PyObject *keep;   /* what else it may touch there */
     unsigned long long flags;
 } Task;
 
@@ -41,11 +44,6 @@ static PyObject *task_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
         return NULL;
     }
     self->pidfd = -1;
-    self->lock = PyThread_allocate_lock();
-    if (self->lock == NULL) {
-        Py_DECREF(self);
-        return PyErr_NoMemory();
-    }
     return (PyObject *)self;
 }
 
@@ -97,9 +95,6 @@ static void task_dealloc(PyObject *object) {
     task_clear(object);
     if (self->pidfd >= 0) { /* not for a subclass: it has been finalized */
         close(self->pidfd);
-    }
-    if (self->lock != NULL) {
-        PyThread_free_lock(self->lock);
     }
     freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
     release(object);
@@ -218,6 +213,28 @@ static PyObject *task_start(Task *self, PyObject *const *args, Py_ssize_t count)
     return PyLong_FromLong(result);
 }
 
+/* A lock of one word (U. Drepper, "Futexes Are Tricky", mutex 2): cheaper than the
+ * interpreter's, which every child would have to allocate. */
+enum { FREE, HELD, WAITED_FOR };
+
+static int try_lock(int *word) {
+    int expected = FREE;
+    return __atomic_compare_exchange_n(word, &expected, HELD, 0, __ATOMIC_ACQUIRE,
+                                       __ATOMIC_RELAXED);
+}
+
+static void lock(int *word) {
+    while (__atomic_exchange_n(word, WAITED_FOR, __ATOMIC_ACQUIRE) != FREE) {
+        syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, WAITED_FOR, NULL);
+    }
+}
+
+static void unlock(int *word) {
+    if (__atomic_exchange_n(word, FREE, __ATOMIC_RELEASE) == WAITED_FOR) {
+        syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1);
+    }
+}
+
 static int has_exited(int pidfd) {
     struct pollfd entry = {.fd = pidfd, .events = POLLIN};
     return poll(&entry, 1, 0) > 0;
@@ -247,8 +264,7 @@ static int collect(Task *self, int options, PyObject *status_type) {
         }
         if (result == 0) {
             self->waitable = 0;
-            self->status = PyObject_CallFunction(status_type, "iiy#", info.si_code, info.si_status,
-                                                 &usage, (Py_ssize_t)sizeof usage);
+            self->status = ramet_status(status_type, &info, &usage);
             return self->status == NULL ? -1 : 1;
         }
         if (error == ECHILD) {
@@ -280,20 +296,20 @@ static PyObject *task_reap(Task *self, PyObject *const *args, Py_ssize_t count) 
     if (self->status != NULL) {
         return Py_NewRef(self->status);
     }
-    if (self->pidfd < 0 || self->owner != getpid()) {
+    if (self->pidfd < 0) {
         Py_RETURN_NONE;
     }
-    if (!PyThread_acquire_lock(self->lock, NOWAIT_LOCK)) {
+    if (!try_lock(&self->lock)) {
         /* Whoever holds it is in waitid, and done with it when the child is. */
         if (!(options & WNOHANG) || !has_exited(self->pidfd)) {
             Py_RETURN_NONE;
         }
         Py_BEGIN_ALLOW_THREADS
-            PyThread_acquire_lock(self->lock, WAIT_LOCK);
+            lock(&self->lock);
         Py_END_ALLOW_THREADS
     }
     int result = self->status != NULL ? 1 : collect(self, options, status_type);
-    PyThread_release_lock(self->lock);
+    unlock(&self->lock);
     if (result < 0) {
         return NULL;
     }

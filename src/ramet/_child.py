@@ -20,51 +20,40 @@ from typing import Self
 
 from ramet import _orphans, _stacks
 from ramet._flags import CloneFlags
-from ramet._native import Task
+from ramet._native import Status, Task
 from ramet._orphans import Orphan
 
 # struct rusage: two timevals and fourteen longs (getrusage(2)).
 _RUSAGE = struct.Struct("18l")
 
 
-class ExitStatus:
+class ExitStatus(Status):
     """How a process ended, and what it used.
 
     Compares by how the process ended, not by what it used.
     """
 
-    __slots__ = ("_raw", "_rusage")
-
-    def __init__(self, code: int, status: int, rusage: bytes | None = None) -> None:
-        """Make a status from what waitid(2) says.
-
-        Args:
-            code: ``si_code``: os.CLD_EXITED, os.CLD_KILLED or os.CLD_DUMPED.
-            status: ``si_status``: the exit code, or the signal's number.
-            rusage: the kernel's struct rusage, if it is known.
-        """
-        self._raw = (code, status)
-        self._rusage = rusage
+    __slots__ = ()
 
     @property
     def code(self) -> int | None:
         """The exit code, 0 to 255. None if a signal ended the process."""
-        return self._raw[1] if self._raw[0] == os.CLD_EXITED else None
+        return self._status if self._code == os.CLD_EXITED else None
 
     @property
     def signal(self) -> int | None:
         """The number of the signal that ended the process. None if it exited."""
-        return None if self._raw[0] == os.CLD_EXITED else self._raw[1]
+        return None if self._code == os.CLD_EXITED else self._status
 
     @property
     def core_dumped(self) -> bool:
         """Whether the signal left a core dump."""
-        return self._raw[0] == os.CLD_DUMPED
+        return self._code == os.CLD_DUMPED
 
     @property
     def returncode(self) -> int:
         """The exit code, or the signal's number negated: what subprocess calls returncode."""
-        return self._raw[1] if self._raw[0] == os.CLD_EXITED else -self._raw[1]
+        return self._status if self._code == os.CLD_EXITED else -self._status
 
     @property
     def rusage(self) -> resource.struct_rusage | None:
@@ -73,22 +62,23 @@ class ExitStatus:
         None where the kernel told the status only: the process was not ours to wait for.
         ``ru_maxrss`` (KiB) of a child that shared its parent's memory is the parent's.
         """
-        if self._rusage is None:
+        raw = self._rusage
+        if raw is None:
             return None
-        seconds, micros, system_seconds, system_micros, *counts = _RUSAGE.unpack(self._rusage)
+        seconds, micros, system_seconds, system_micros, *counts = _RUSAGE.unpack(raw)
         times = (seconds + micros / 1e6, system_seconds + system_micros / 1e6)
         return resource.struct_rusage((*times, *counts))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ExitStatus):
             return NotImplemented
-        return self._raw == other._raw
+        return (self._code, self._status) == (other._code, other._status)
 
     def __hash__(self) -> int:
-        return hash(self._raw)
+        return hash((self._code, self._status))
 
     def __reduce__(self) -> tuple[type[ExitStatus], tuple[int, int, bytes | None]]:
-        return ExitStatus, (*self._raw, self._rusage)
+        return ExitStatus, (self._code, self._status, self._rusage)
 
     def __repr__(self) -> str:
         return f"<ramet.ExitStatus {self._words()}>"

@@ -20,7 +20,7 @@ from ramet._flags import CLONE3_ONLY, NAMESPACES, CloneFlags, check_flags, spell
 from ramet._native import Stack
 from ramet._orphans import sweep, waiting
 from ramet._pointers import PythonCallableError, function_address, pointer
-from ramet._stacks import DEFAULT_STACK_SIZE, give_back, idle, take
+from ramet._stacks import DEFAULT_STACK_SIZE, idle
 from ramet._threads import Thread
 
 _F = CloneFlags
@@ -105,8 +105,8 @@ def clone(
     address = fn if type(fn) is int and 0 < fn < _WORD else _c_function(fn, flags)
     arg_address, arg_owner = (0, None) if arg is None else pointer(arg, "arg")
     if type(flags) is not int:  # the hash of an IntFlag is a call of Python
-        flags = int(operator.index(flags))
-    if exit_signal is ptid is tls is ctid is cgroup is None:
+        flags = int(flags) if isinstance(flags, int) else operator.index(flags)
+    if ptid is None and tls is None and ctid is None and exit_signal is None and cgroup is None:
         plan = _simple_plans.get(flags) or _simple_plan(flags)
         ptid_address = tls_address = ctid_address = 0
         owners: tuple[object, ...] = ()
@@ -127,7 +127,10 @@ def clone(
     ids = _pack_ids(set_tid) if set_tid else b""
     sys.audit("ramet.clone", address, wanted)
 
-    stack = idle.pop() if idle and stack_size == DEFAULT_STACK_SIZE else take(stack_size)
+    try:
+        stack = idle.pop() if stack_size == DEFAULT_STACK_SIZE else Stack(stack_size)
+    except IndexError:
+        stack = Stack(stack_size)
     # The handle is there before the task, so that each has an owner at any moment: after any call
     # here the handler of a signal may run, and raise.
     task = handle()
@@ -159,8 +162,8 @@ def clone(
     finally:
         if opened:
             os.close(descriptor)
-    if not lasting:
-        give_back(stack)
+    if not lasting and stack_size == DEFAULT_STACK_SIZE:
+        idle.append(stack)
     return task
 
 
@@ -246,7 +249,7 @@ def _fall_back(
     if lost:
         advice = f"clone3 is not to be had here, and clone has no {lost}"
         raise _error("clone3", errno.ENOSYS, stack, call, cgroup, ids, advice)
-    flags &= ~int(_F.CLEAR_SIGHAND)  # our part of the child does it
+    flags &= ~_CLEAR_SIGHAND  # our part of the child does it
     result = task.start(stack, fn, arg, flags, exit_signal, ptid, tls, ctid, -1, b"", True)
     if result < 0:
         raise _error("clone", -result, stack, call, cgroup, ids)
@@ -262,7 +265,7 @@ def _is_missing(error: int, flags: int, ids: bytes) -> bool:
 
 def _lost_by_clone(flags: int, ids: bytes) -> str:
     """Name what clone(2) cannot do of what is asked for, if anything."""
-    lost = [spell(flag) for flag in CloneFlags if flag & flags & _CLONE3_FEATURES]
+    lost = [spell(flags & _CLONE3_FEATURES)] if flags & _CLONE3_FEATURES else []
     if ids:
         lost.append("set_tid")
     return ", ".join(lost)
@@ -295,9 +298,11 @@ class _Clone3:
 
 _clone3 = _Clone3()
 
-_CLONE3_FEATURES = CLONE3_ONLY & ~_F.CLEAR_SIGHAND
+# Plain ints: the operators of IntFlag take a microsecond each.
+_CLEAR_SIGHAND = int(_F.CLEAR_SIGHAND)
+_CLONE3_FEATURES = int(CLONE3_ONLY & ~_F.CLEAR_SIGHAND)
 # What EPERM may be about, other than a filter that does not know clone3.
-_PRIVILEGED = NAMESPACES | _F.INTO_CGROUP | _F.PIDFD_AUTOKILL
+_PRIVILEGED = int(NAMESPACES | _F.INTO_CGROUP | _F.PIDFD_AUTOKILL)
 
 
 def _c_function(fn: object, flags: int) -> int:

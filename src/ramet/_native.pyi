@@ -1,9 +1,8 @@
-from collections.abc import Callable
 from typing import Any, Final, Self, TypeVar, final
 
 nothing: Final[int]
 
-_Status = TypeVar("_Status")
+_Status = TypeVar("_Status", bound=Status)
 
 def clone(
     fn: int, arg: int, flags: int, child_stack: int, ptid: int, newtls: int, ctid: int, /
@@ -39,6 +38,15 @@ class Stack:
     def join(self, nanoseconds: int, /) -> bool: ...
     def value(self) -> int | None: ...
 
+class Status:
+    def __new__(cls, code: int, status: int, rusage: bytes | None = None, /) -> Self: ...
+    @property
+    def _code(self) -> int: ...
+    @property
+    def _status(self) -> int: ...
+    @property
+    def _rusage(self) -> bytes | None: ...
+
 class Task:
     def __new__(cls) -> Self: ...
     def start(
@@ -56,9 +64,7 @@ class Task:
         use_clone: bool,
         /,
     ) -> int: ...
-    def reap(
-        self, options: int, status_type: Callable[[int, int, bytes], _Status], /
-    ) -> _Status | None: ...
+    def reap(self, options: int, status_type: type[_Status], /) -> _Status | None: ...
     _pid: int
     _pidfd: int
     _waitable: bool

@@ -12,7 +12,7 @@ import select
 from collections import deque
 
 from ramet import _stacks
-from ramet._native import Stack, Task
+from ramet._native import Stack, Status, Task
 
 
 class Orphan:
@@ -47,7 +47,7 @@ class Orphan:
 
 def has_exited(process: Task) -> bool:
     """Whether a process has ended; if its exit status is ours to collect, it is reaped."""
-    if process.reap(os.WNOHANG, lambda *status: status) is not None:
+    if process.reap(os.WNOHANG, Status) is not None:
         return True
     return not process._waitable and is_readable(process._pidfd, 0)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from contextlib import suppress
 
 from ramet._native import Stack
 
@@ -15,23 +14,7 @@ DEFAULT_STACK_SIZE = 256 * 1024
 # there are more, the one that was given back first is unmapped.
 _KEPT = 16
 idle: deque[Stack] = deque(maxlen=_KEPT)
-"""Stacks of the default size that nobody uses."""
-
-
-def take(size: int) -> Stack:
-    """Give out a stack that nobody uses.
-
-    Args:
-        size: bytes; rounded up to whole pages.
-
-    Raises:
-        OSError: the kernel gives no memory.
-        ValueError: less than a page.
-    """
-    if size == DEFAULT_STACK_SIZE:
-        with suppress(IndexError):
-            return idle.pop()
-    return Stack(size)
+"""Stacks of the default size that nobody uses. Those of other sizes are not kept."""
 
 
 def give_back(stack: Stack) -> None:
