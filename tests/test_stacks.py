@@ -196,7 +196,7 @@ def test_other_sizes_are_not_pooled(lib: Library, pool: deque[_native.Stack]) ->
 
 
 def test_the_pool_is_bounded(pool: deque[_native.Stack]) -> None:
-    stacks = [_stacks.take(DEFAULT_STACK_SIZE) for _ in range(4 * POOLED_STACKS)]
+    stacks = [_native.Stack(DEFAULT_STACK_SIZE) for _ in range(4 * POOLED_STACKS)]
     assert len({stack.address for stack in stacks}) == len(stacks)
     for stack in stacks:
         _stacks.give_back(stack)

@@ -35,11 +35,16 @@ typedef struct {
 
 /* A task on this stack cleared the word, as its last act in this memory (mm_release,
  * kernel/fork.c), or was seen to be gone by its pidfd. */
-static int is_released(const Stack *self) {
-    if (!self->busy) {
+static int is_released(Stack *self) {
+    if (!__atomic_load_n(&self->busy, __ATOMIC_ACQUIRE)) {
         return 1;
     }
-    return self->watch != NULL && __atomic_load_n(self->watch, __ATOMIC_ACQUIRE) == 0;
+    if (self->watch == NULL || __atomic_load_n(self->watch, __ATOMIC_ACQUIRE) != 0) {
+        return 0;
+    }
+    /* The word may be the caller's, who may now use it for something else. */
+    __atomic_store_n(&self->busy, 0, __ATOMIC_RELEASE);
+    return 1;
 }
 
 static PyObject *stack_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {

@@ -69,7 +69,8 @@ static int task_clear(PyObject *object) {
 static void task_finalize(PyObject *object) {
     Task *self = (Task *)object;
     int open = self->pidfd >= 0;
-    if (self->stack == NULL && (!open || self->status != NULL)) {
+    int on_stack = self->stack != NULL && self->stack != Py_None;
+    if (!on_stack && (!open || self->status != NULL)) {
         if (open) {
             close(self->pidfd);
             self->pidfd = -1;
@@ -241,43 +242,36 @@ static int has_exited(int pidfd) {
 }
 
 /* With the lock held. 1: collected into status; 0: it runs, or is not ours to wait
- * for (any more); -1: an exception is set. */
+ * for (any more); -1: errno is set. */
 static int collect(Task *self, int options, PyObject *status_type) {
-    while (self->waitable) {
-        siginfo_t info;
-        struct rusage usage; /* the C library's waitid leaves it out */
-        info.si_pid = 0;     /* stays 0 when WNOHANG finds nothing */
-        long result = 0;
+    siginfo_t info;
+    struct rusage usage; /* the C library's waitid leaves it out */
+    info.si_pid = 0;     /* stays 0 when WNOHANG finds nothing */
+    long result = 0;
+    int flags = WEXITED | __WALL | options;
+    if (!self->waitable) {
+        return 0;
+    }
+    if (options & WNOHANG) {
+        result = syscall(SYS_waitid, P_PIDFD, self->pidfd, &info, flags, &usage);
+    } else {
         int error = 0;
-        int flags = WEXITED | __WALL | options;
-        if (options & WNOHANG) {
+        Py_BEGIN_ALLOW_THREADS
             result = syscall(SYS_waitid, P_PIDFD, self->pidfd, &info, flags, &usage);
             error = errno;
-        } else {
-            Py_BEGIN_ALLOW_THREADS
-                result = syscall(SYS_waitid, P_PIDFD, self->pidfd, &info, flags, &usage);
-                error = errno;
-            Py_END_ALLOW_THREADS
-        }
-        if (result == 0 && info.si_pid == 0) {
-            return 0;
-        }
-        if (result == 0) {
-            self->waitable = 0;
-            self->status = ramet_status(status_type, &info, &usage);
-            return self->status == NULL ? -1 : 1;
-        }
-        if (error == ECHILD) {
-            self->waitable = 0;
-        } else if (error != EINTR) {
-            errno = error;
-            PyErr_SetFromErrno(PyExc_OSError);
-            return -1;
-        } else if (PyErr_CheckSignals() < 0) {
-            return -1;
-        }
+        Py_END_ALLOW_THREADS
+        errno = error;
     }
-    return 0;
+    if (result == 0 && info.si_pid != 0) {
+        self->waitable = 0;
+        self->status = ramet_status(status_type, &info, &usage);
+        return self->status != NULL;
+    }
+    if (result < 0 && errno == ECHILD) {
+        self->waitable = 0;
+        return 0;
+    }
+    return (int)result;
 }
 
 /* reap(options, ExitStatus) -> ExitStatus or None
@@ -299,20 +293,30 @@ static PyObject *task_reap(Task *self, PyObject *const *args, Py_ssize_t count) 
     if (self->pidfd < 0) {
         Py_RETURN_NONE;
     }
-    if (!try_lock(&self->lock)) {
-        /* Whoever holds it is in waitid, and done with it when the child is. */
-        if (!(options & WNOHANG) || !has_exited(self->pidfd)) {
-            Py_RETURN_NONE;
+    int result = 0;
+    do {
+        if (!try_lock(&self->lock)) {
+            /* Whoever holds it is in waitid, and done with it when the child is; but
+             * in a fork of the process, where there is no such thread. */
+            if (!(options & WNOHANG) || !has_exited(self->pidfd) || self->owner != getpid()) {
+                Py_RETURN_NONE;
+            }
+            Py_BEGIN_ALLOW_THREADS
+                lock(&self->lock);
+            Py_END_ALLOW_THREADS
         }
-        Py_BEGIN_ALLOW_THREADS
-            lock(&self->lock);
-        Py_END_ALLOW_THREADS
-    }
-    int result = self->status != NULL ? 1 : collect(self, options, status_type);
-    unlock(&self->lock);
-    if (result < 0) {
-        return NULL;
-    }
+        result = self->status != NULL ? 1 : collect(self, options, status_type);
+        int error = errno;
+        unlock(&self->lock);
+        /* Without the lock: the handler may ask for the same child. */
+        if (result < 0 && error != EINTR) {
+            errno = error;
+            return PyErr_SetFromErrno(PyExc_OSError);
+        }
+        if (PyErr_Occurred() || (result < 0 && PyErr_CheckSignals() < 0)) {
+            return NULL;
+        }
+    } while (result < 0);
     return Py_NewRef(self->status != NULL ? self->status : Py_None);
 }
 

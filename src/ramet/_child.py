@@ -178,16 +178,14 @@ class Child(Task):
                     self._settle()
                 return status
         deadline = deadline_after(timeout)
-        while True:
+        while self._status is None:
             self._check_ours()
             _orphans.is_readable(self._pidfd, milliseconds_until(deadline))
-            status = self.poll()
-            if status is not None:
-                return status
-            if deadline is not None and time.monotonic() >= deadline:
+            if self.poll() is None and deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError(
                     errno.ETIMEDOUT, f"pid {self._pid} still runs after {timeout} seconds"
                 )
+        return self._status  # type: ignore[no-any-return] # of an object slot
 
     def send_signal(self, signal: int) -> None:
         """Send a signal. Nothing happens if the process has ended.
@@ -251,11 +249,6 @@ class Child(Task):
 
     # --- the kernel's side --------------------------------------------------------------------
 
-    def _is_unreaped(self) -> bool:
-        return (
-            self._status is None and self._pidfd >= 0 and self._waitable and not self._is_a_copy()
-        )
-
     def _is_a_copy(self) -> bool:
         return self._owner != os.getpid()
 
@@ -292,8 +285,8 @@ class Child(Task):
         return ExitStatus(code, os.WTERMSIG(wait_status))
 
     def _dropped(self) -> None:
-        """See to what is left when this object goes."""
-        if self._is_unreaped():
+        """See to what is left when this object goes. Called with an open pidfd only."""
+        if self._status is None and self._waitable and not self._is_a_copy():
             warnings.warn(
                 f"{self!r} was not waited for", ResourceWarning, stacklevel=2, source=self
             )
@@ -301,17 +294,24 @@ class Child(Task):
 
     def _let_go(self) -> None:
         """Give up the handle; the process, if there is one, goes on."""
-        rest = None
-        if self._is_unreaped():
-            rest = Task()
-            rest._pid, rest._owner, rest._waitable = self._pid, self._owner, True
-            rest._pidfd, self._pidfd = self._pidfd, -1
-        else:
-            _orphans.close(self)
+        pidfd, self._pidfd = self._pidfd, -1
         stack, self._stack = self._stack, None
         keep, self._keep = self._keep, None
-        if rest is not None or stack is not None:
-            _orphans.adopt(Orphan(rest, stack, keep))
+        if pidfd < 0:
+            return
+        unreaped = self._status is None and self._waitable
+        if self._is_a_copy() or not (unreaped or stack is not None):
+            os.close(pidfd)
+            return
+        if self._flags & _AUTOKILL:  # what closing its pidfd would do, which we need yet
+            with contextlib.suppress(ProcessLookupError):
+                pidfd_send_signal(pidfd, SIGKILL)
+        rest = Task()
+        rest._pid, rest._pidfd, rest._waitable = self._pid, pidfd, unreaped
+        _orphans.adopt(Orphan(rest, stack, keep))
+
+
+_AUTOKILL = int(CloneFlags.PIDFD_AUTOKILL)
 
 
 # --- deadlines ----------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ def clone(
     address = fn if type(fn) is int and 0 < fn < _WORD else _c_function(fn, flags)
     arg_address, arg_owner = (0, None) if arg is None else pointer(arg, "arg")
     if type(flags) is not int:  # the hash of an IntFlag is a call of Python
-        flags = int(flags) if isinstance(flags, int) else operator.index(flags)
+        flags = _integer(flags, "flags")
     if ptid is None and tls is None and ctid is None and exit_signal is None and cgroup is None:
         plan = _simple_plans.get(flags) or _simple_plan(flags)
         ptid_address = tls_address = ctid_address = 0
@@ -128,9 +128,9 @@ def clone(
     sys.audit("ramet.clone", address, wanted)
 
     try:
-        stack = idle.pop() if stack_size == DEFAULT_STACK_SIZE else Stack(stack_size)
+        stack = idle.pop() if stack_size == DEFAULT_STACK_SIZE else _new_stack(stack_size)
     except IndexError:
-        stack = Stack(stack_size)
+        stack = Stack(DEFAULT_STACK_SIZE)
     # The handle is there before the task, so that each has an owner at any moment: after any call
     # here the handler of a signal may run, and raise.
     task = handle()
@@ -185,6 +185,8 @@ def _plan(
     has_cgroup: bool,
 ) -> _Plan:
     """Check a combination and add what is implied."""
+    if flags < 0:
+        raise ValueError(f"flags must not be negative: {flags:#x}")
     ctid_flags = _F.CHILD_SETTID | _F.CHILD_CLEARTID
     for flag, has, name in (
         (_F.PARENT_SETTID, has_ptid, "ptid"),
@@ -201,6 +203,7 @@ def _plan(
     thread = bool(flags & _F.THREAD)
     if exit_signal is None:
         exit_signal = 0 if flags & (_F.THREAD | _F.PARENT | _F.AUTOREAP) else SIGCHLD
+    exit_signal = _integer(exit_signal, "exit_signal")
     if not 0 <= exit_signal <= _HIGHEST_SIGNAL:
         raise ValueError(f"exit_signal must be 0 to {_HIGHEST_SIGNAL}, not {exit_signal}")
     if not thread:
@@ -212,7 +215,7 @@ def _plan(
         flags |= _F.CLEAR_SIGHAND
     return _Plan(
         int(flags),
-        int(exit_signal),
+        exit_signal,
         handle=Thread if thread else Child,
         lasting=thread or flags & (_F.VM | _F.VFORK) == _F.VM,
     )
@@ -321,22 +324,47 @@ def _c_function(fn: object, flags: int) -> int:
         raise TypeError(f"fn must be a C function: {error}, and {reason}") from None
 
 
+def _integer(value: object, name: str) -> int:
+    """Make a plain int of what is one, and refuse what is not."""
+    try:
+        return int(operator.index(value))  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}") from None
+
+
+def _new_stack(stack_size: int) -> Stack:
+    size = _integer(stack_size, "stack_size")
+    if not 0 <= size <= sys.maxsize:
+        raise ValueError(f"a stack of {size} bytes is not to be had: stack_size")
+    return Stack(size)
+
+
 def _pack_ids(set_tid: Sequence[int]) -> bytes:
+    if isinstance(set_tid, str | bytes) or not isinstance(set_tid, Sequence):
+        raise TypeError(f"set_tid must be a sequence of ints, not {type(set_tid).__name__}")
     if len(set_tid) > _MAX_PID_NAMESPACES:
         raise ValueError(
             f"set_tid has {len(set_tid)} ids, and pid namespaces nest {_MAX_PID_NAMESPACES} deep"
         )
-    for tid in set_tid:
-        if not 0 < operator.index(tid) < 1 << 31:
+    ids = [_integer(tid, "an id in set_tid") for tid in set_tid]
+    for tid in ids:
+        if not 0 < tid < 1 << 31:
             raise ValueError(f"set_tid must have positive ids, not {tid}")
-    return struct.pack(f"={len(set_tid)}i", *set_tid)
+    return struct.pack(f"={len(ids)}i", *ids)
 
 
 def _cgroup_descriptor(cgroup: int | str | os.PathLike[str] | HasFileno) -> tuple[int, bool]:
     """Return a descriptor of the directory, and whether it was opened here."""
     if isinstance(cgroup, str | os.PathLike):
         return os.open(cgroup, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), True
-    descriptor = cgroup if isinstance(cgroup, int) else cgroup.fileno()
+    if isinstance(cgroup, int):
+        descriptor = cgroup
+    elif hasattr(cgroup, "fileno"):
+        descriptor = cgroup.fileno()
+    else:
+        raise TypeError(
+            f"cgroup must be a path, a descriptor or have a fileno(), not {type(cgroup).__name__}"
+        )
     if not 0 <= descriptor < _MAX_DESCRIPTOR:
         raise ValueError(f"cgroup must be a path or a descriptor, not {cgroup!r}")
     return descriptor, False

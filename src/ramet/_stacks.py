@@ -19,5 +19,6 @@ idle: deque[Stack] = deque(maxlen=_KEPT)
 
 def give_back(stack: Stack) -> None:
     """Take back a stack that the kernel has been seen to have let go of."""
+    stack.release()
     if stack.size == DEFAULT_STACK_SIZE:
         idle.append(stack)

@@ -6,6 +6,7 @@ Knows nothing of how the task was started.
 from __future__ import annotations
 
 import errno
+import os
 from types import TracebackType
 from typing import Self
 
@@ -101,7 +102,8 @@ class Thread(Task):
         _orphans.close(self)
         stack, self._stack = self._stack, None
         keep, self._keep = self._keep, None
-        if stack is not None:
+        # In a fork of the process there is no such thread; the copy of its memory stays.
+        if stack is not None and self._owner == os.getpid():
             _orphans.adopt(Orphan(None, stack, keep))
 
 
