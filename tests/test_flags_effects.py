@@ -564,29 +564,32 @@ def test_set_tid_that_is_taken(lib: Library) -> None:
 
 @memory
 @pytest.mark.parametrize("exit_signal", [signal.SIGUSR1, signal.SIGRTMAX, signal.SIGCHLD, None])
-def test_exit_signal(
-    call: str, lib: Library, memory: CloneFlags, exit_signal: signal.Signals | None
-) -> None:
+def test_exit_signal(call: str, memory: CloneFlags, exit_signal: signal.Signals | None) -> None:
+    number = None if exit_signal is None else int(exit_signal)
+    run_function(check_exit_signal, call, int(memory), number)
+
+
+def check_exit_signal(call: str, memory: int, exit_signal: int | None) -> None:
+    _clone._clone3.missing = call == "clone"
     expected = exit_signal or signal.SIGCHLD
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {expected})
-    try:
-        with start(lib.identity, 5, memory, exit_signal=exit_signal) as child:
-            info = signal.sigtimedwait({expected}, 10)
-            assert info is not None
-            assert (info.si_pid, info.si_code, info.si_status) == (child.pid, os.CLD_EXITED, 5)
-            assert child.wait().code == 5
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {expected})
+    with start(load().identity, 5, memory, exit_signal=exit_signal) as child:
+        info = signal.sigtimedwait({expected}, 10)
+        assert info is not None
+        assert (info.si_pid, info.si_code, info.si_status) == (child.pid, os.CLD_EXITED, 5)
+        assert child.wait().code == 5
 
 
 @memory
-def test_no_exit_signal(call: str, lib: Library, memory: CloneFlags) -> None:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-    try:
-        assert run(lib.identity, 5, memory, exit_signal=0).code == 5
-        assert signal.sigtimedwait({signal.SIGCHLD}, 0) is None
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def test_no_exit_signal(call: str, memory: CloneFlags) -> None:
+    run_function(check_no_exit_signal, call, int(memory))
+
+
+def check_no_exit_signal(call: str, memory: int) -> None:
+    _clone._clone3.missing = call == "clone"
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    assert run(load().identity, 5, memory, exit_signal=0).code == 5
+    assert signal.sigtimedwait({signal.SIGCHLD}, 0) is None
 
 
 # --- Linux 7.1 ----------------------------------------------------------------------------------

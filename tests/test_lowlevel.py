@@ -20,6 +20,7 @@ import pytest
 from ramet import CloneFlags, lowlevel
 from tests.childlib import WALL, Library, load
 from tests.isolated import run_function
+from tests.waiting import counted, until
 
 pytestmark = pytest.mark.usefixtures("lib")
 
@@ -218,19 +219,15 @@ def test_words(name: str, word: str, value: Any, error: type[Exception]) -> None
 
 
 def test_exit_signal_is_ours_to_choose(lib: Library, stack: int) -> None:
-    import signal
-
-    seen: list[int] = []
-    before = signal.signal(SIGUSR1, lambda number, _: seen.append(number))
-    try:
-        for pid in (
-            lowlevel.clone(lib.identity, 7, SIGUSR1, stack + SIZE),
-            lowlevel.clone3(lib.identity, 7, stack=stack, stack_size=SIZE, exit_signal=SIGUSR1),
-        ):
-            assert code_of(pid) == 7
-        assert seen == [SIGUSR1] * 2
-    finally:
-        signal.signal(SIGUSR1, before)
+    starts = (
+        lambda: lowlevel.clone(lib.identity, 7, SIGUSR1, stack + SIZE),
+        lambda: lowlevel.clone3(lib.identity, 7, stack=stack, stack_size=SIZE, exit_signal=SIGUSR1),
+    )
+    for start in starts:
+        with counted(SIGUSR1) as seen:
+            assert code_of(start()) == 7
+            until(lambda: seen)
+            assert seen == [SIGUSR1]
 
 
 def test_sizes() -> None:

@@ -18,7 +18,7 @@ import pytest
 from ramet import CloneFlags, _orphans
 from tests.childlib import WALL, Gate, Library, Script, load, run, start, start_thread
 from tests.isolated import run_function, run_python
-from tests.waiting import has_child, in_fork, sweep, wait_for_zombie
+from tests.waiting import counted, has_child, in_fork, sweep, until, wait_for_zombie
 
 pytestmark = [
     pytest.mark.usefixtures("lib"),
@@ -46,17 +46,17 @@ def orphan(end: str, flags: int, **options: Any) -> tuple[int, int, Gate]:
 @ends
 @pytest.mark.parametrize("exit_signal", [0, signal.SIGUSR1, signal.SIGCHLD])
 def test_reaped_at_a_later_start(lib: Library, end: str, flags: int, exit_signal: int) -> None:
-    before = signal.signal(signal.SIGUSR1, lambda *_: None)
-    pid, pidfd, gate = orphan(end, flags, exit_signal=exit_signal)
-    assert run(lib.identity, 3).code == 3
-    assert has_child(pid)
-    os.fstat(pidfd)
-    gate.open()
-    wait_for_zombie(pid)
-    assert run(lib.identity, 3).code == 3
-    assert not has_child(pid)
-    assert not _orphans.waiting
-    signal.signal(signal.SIGUSR1, before)
+    with counted(signal.SIGUSR1) as seen:
+        pid, pidfd, gate = orphan(end, flags, exit_signal=exit_signal)
+        assert run(lib.identity, 3).code == 3
+        assert has_child(pid)
+        os.fstat(pidfd)
+        gate.open()
+        wait_for_zombie(pid)
+        assert run(lib.identity, 3).code == 3
+        assert not has_child(pid)
+        assert not _orphans.waiting
+        until(lambda: seen or exit_signal != signal.SIGUSR1)
 
 
 @kinds

@@ -26,6 +26,17 @@ _PATIENCE = 20  # seconds
 _FUTEX_WAIT_BITSET = 9
 
 
+@contextmanager
+def counted(number: int) -> Iterator[list[int]]:
+    """Collect the arrivals of a signal. It may come late, to any thread: wait for it inside."""
+    seen: list[int] = []
+    before = signal.signal(number, lambda arrived, _: seen.append(arrived))
+    try:
+        yield seen
+    finally:
+        signal.signal(number, before)
+
+
 def until(condition: Callable[[], object]) -> None:
     """Wait for something that has no event to wait for."""
     deadline = time.monotonic() + _PATIENCE
