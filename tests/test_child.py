@@ -591,7 +591,7 @@ def test_no_warning(flags: int, end: str, lib: Library) -> None:
 @memory
 def test_warning(flags: int, lib: Library) -> None:
     child = start(lib.identity, 3, flags)
-    said = f"<ramet.Child pid={child.pid} not waited for yet> was not waited for"
+    said = f"<ramet.Child pid={child.pid}> was not waited for"
     with pytest.warns(ResourceWarning) as caught:
         del child
     assert [str(warning.message) for warning in caught] == [said]

@@ -78,6 +78,8 @@ BAD: list[tuple[str, dict[str, Any], type[Exception], str]] = [
         "CLONE_CHILD_CLEARTID needs ctid",
     ),
     ("no cgroup", {"flags": F.INTO_CGROUP}, ValueError, "CLONE_INTO_CGROUP needs cgroup"),
+    ("ptid NULL", {"ptid": 0}, ValueError, "ptid and ctid must not be NULL"),
+    ("ctid NULL", {"ctid": 0, "flags": F.CHILD_SETTID}, ValueError, "ptid and ctid must not be"),
     ("ctid alone", {"ctid": bytearray(4)}, ValueError, "ctid needs CLONE_CHILD_SETTID"),
     ("set_tid 0", {"set_tid": [0]}, ValueError, "set_tid must have positive ids, not 0"),
     ("set_tid -1", {"set_tid": [5, -1]}, ValueError, "set_tid must have positive ids, not -1"),

@@ -35,6 +35,8 @@ typedef struct {
     unsigned long long flags;
 } Task;
 
+static void task_dealloc(PyObject *object);
+
 static PyObject *task_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     (void)args;
     (void)kwargs;
@@ -64,28 +66,76 @@ static int task_clear(PyObject *object) {
     return 0;
 }
 
-/* A task that was waited for has nothing left but its pidfd; the rest is for Python
- * to see to. */
+static void close_pidfd(Task *self) {
+    int pidfd = __atomic_exchange_n(&self->pidfd, -1, __ATOMIC_ACQ_REL);
+    if (pidfd >= 0) {
+        close(pidfd);
+    }
+}
+
+/* Moves what is left of a task to a new object in `waiting`, a deque, or lets go of
+ * it if nothing has to be done. All in one: between two steps of Python a signal
+ * handler might raise. */
+static int detach(Task *self, PyObject *waiting) {
+    int ours = self->owner == getpid(); /* and not a copy of it in a fork */
+    int unreaped = self->status == NULL && self->waitable && self->pidfd >= 0;
+    if (!ours || (!unreaped && self->stack == NULL)) {
+        close_pidfd(self);
+        Py_CLEAR(self->stack);
+        Py_CLEAR(self->keep);
+        return 0;
+    }
+    PyTypeObject *type = Py_TYPE((PyObject *)self);
+    while (PyType_GetSlot(type, Py_tp_dealloc) != (void *)task_dealloc) {
+        type = PyType_GetSlot(type, Py_tp_base);
+    }
+    Task *rest = (Task *)task_new(type, NULL, NULL);
+    if (rest == NULL) {
+        return -1;
+    }
+    rest->pid = self->pid;
+    rest->owner = self->owner;
+    rest->flags = self->flags;
+    rest->waitable = self->waitable;
+    rest->status = Py_XNewRef(self->status);
+    rest->pidfd = __atomic_exchange_n(&self->pidfd, -1, __ATOMIC_ACQ_REL);
+    rest->stack = self->stack;
+    rest->keep = self->keep;
+    self->stack = NULL;
+    self->keep = NULL;
+    PyObject *result = PyObject_CallMethod(waiting, "append", "O", rest);
+    Py_DECREF(rest);
+    Py_XDECREF(result);
+    return result == NULL ? -1 : 0;
+}
+
+/* The types made of this one have the deque as _waiting, and see in _dropped to what
+ * can be done at once. */
 static void task_finalize(PyObject *object) {
     Task *self = (Task *)object;
-    int open = self->pidfd >= 0;
-    int on_stack = self->stack != NULL && self->stack != Py_None;
-    if (!on_stack && (!open || self->status != NULL)) {
-        if (open) {
-            close(self->pidfd);
-            self->pidfd = -1;
-        }
+    if (self->pidfd < 0 && self->stack == NULL) {
+        return;
+    }
+    if (self->status != NULL && self->stack == NULL) {
+        close_pidfd(self);
         return;
     }
     PyObject *type = NULL;
     PyObject *value = NULL;
     PyObject *traceback = NULL;
     PyErr_Fetch(&type, &value, &traceback);
-    PyObject *result = PyObject_CallMethod(object, "_dropped", NULL);
-    if (result == NULL) {
+    int unreaped = self->status == NULL && self->waitable && self->owner == getpid();
+    PyObject *waiting = PyObject_GetAttrString(object, "_waiting");
+    int result = waiting == NULL ? -1 : detach(self, waiting);
+    Py_XDECREF(waiting);
+    if (result == 0) {
+        PyObject *done = PyObject_CallMethod(object, "_dropped", "i", unreaped);
+        result = done == NULL ? -1 : 0;
+        Py_XDECREF(done);
+    }
+    if (result < 0) {
         PyErr_WriteUnraisable(object);
     }
-    Py_XDECREF(result);
     PyErr_Restore(type, value, traceback);
 }
 
@@ -94,9 +144,7 @@ static void task_dealloc(PyObject *object) {
     PyObject_GC_UnTrack(object);
     PyTypeObject *type = Py_TYPE(object);
     task_clear(object);
-    if (self->pidfd >= 0) { /* not for a subclass: it has been finalized */
-        close(self->pidfd);
-    }
+    close_pidfd(self); /* a subclass has been finalized, and has none */
     freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
     release(object);
     Py_DECREF(type);
@@ -290,11 +338,11 @@ static PyObject *task_reap(Task *self, PyObject *const *args, Py_ssize_t count) 
     if (self->status != NULL) {
         return Py_NewRef(self->status);
     }
-    if (self->pidfd < 0) {
-        Py_RETURN_NONE;
-    }
     int result = 0;
     do {
+        if (self->pidfd < 0) { /* closed, perhaps by the handler of a signal */
+            Py_RETURN_NONE;
+        }
         if (!try_lock(&self->lock)) {
             /* Whoever holds it is in waitid, and done with it when the child is; but
              * in a fork of the process, where there is no such thread. */
@@ -322,20 +370,46 @@ static PyObject *task_reap(Task *self, PyObject *const *args, Py_ssize_t count) 
 
 #define METHOD(function) ((PyCFunction)(void (*)(void))(function))
 
+static PyObject *task_detach(Task *self, PyObject *waiting) {
+    if (detach(self, waiting) < 0) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *task_close_pidfd(Task *self, PyObject *unused) {
+    (void)unused;
+    close_pidfd(self);
+    Py_RETURN_NONE;
+}
+
+/* Gives the stack to one caller, once. */
+static PyObject *task_take_stack(Task *self, PyObject *unused) {
+    (void)unused;
+    PyObject *stack = __atomic_exchange_n(&self->stack, NULL, __ATOMIC_ACQ_REL);
+    if (stack == NULL) {
+        Py_RETURN_NONE;
+    }
+    return stack;
+}
+
 static PyMethodDef task_methods[] = {
     {"start", METHOD(task_start), METH_FASTCALL, NULL},
+    {"detach", METHOD(task_detach), METH_O, NULL},
+    {"close_pidfd", METHOD(task_close_pidfd), METH_NOARGS, NULL},
+    {"take_stack", METHOD(task_take_stack), METH_NOARGS, NULL},
     {"reap", METHOD(task_reap), METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };
 
 static PyMemberDef task_members[] = {
-    {"_pid", T_LONG, offsetof(Task, pid), 0, NULL},
-    {"_pidfd", T_INT, offsetof(Task, pidfd), 0, NULL},
-    {"_waitable", T_BOOL, offsetof(Task, waitable), 0, NULL},
-    {"_owner", T_INT, offsetof(Task, owner), 0, NULL},
-    {"_flags", T_ULONGLONG, offsetof(Task, flags), 0, NULL},
+    {"_pid", T_LONG, offsetof(Task, pid), READONLY, NULL},
+    {"_pidfd", T_INT, offsetof(Task, pidfd), READONLY, NULL},
+    {"_waitable", T_BOOL, offsetof(Task, waitable), READONLY, NULL},
+    {"_owner", T_INT, offsetof(Task, owner), READONLY, NULL},
+    {"_flags", T_ULONGLONG, offsetof(Task, flags), READONLY, NULL},
     {"_status", T_OBJECT, offsetof(Task, status), 0, NULL},
-    {"_stack", T_OBJECT, offsetof(Task, stack), 0, NULL},
+    {"_stack", T_OBJECT, offsetof(Task, stack), READONLY, NULL},
     {"_keep", T_OBJECT, offsetof(Task, keep), 0, NULL},
     {NULL, 0, 0, 0, NULL},
 };

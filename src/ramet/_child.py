@@ -18,10 +18,9 @@ from signal import SIGKILL, SIGTERM, Signals, pidfd_send_signal
 from types import TracebackType
 from typing import Self
 
-from ramet import _orphans, _stacks
+from ramet import _orphans
 from ramet._flags import CloneFlags
 from ramet._native import Status, Task
-from ramet._orphans import Orphan
 
 # struct rusage: two timevals and fourteen longs (getrusage(2)).
 _RUSAGE = struct.Struct("18l")
@@ -103,6 +102,7 @@ class Child(Task):
     """
 
     __slots__ = ("__weakref__",)
+    _waiting = _orphans.waiting
 
     @property
     def pid(self) -> int:
@@ -143,8 +143,8 @@ class Child(Task):
             self._check_ours()
             if not self._waitable and _orphans.is_readable(self._pidfd, 0):
                 status = self._status = self._ask_pidfd()
-        if status is not None:
-            self._settle()
+        if status is not None and self._stack is not None:
+            _orphans.give_back_stack(self)
         return status
 
     def wait(self, timeout: float | None = None) -> ExitStatus:
@@ -175,7 +175,7 @@ class Child(Task):
             status = self.reap(0, ExitStatus)
             if status is not None:
                 if self._stack is not None:
-                    self._settle()
+                    _orphans.give_back_stack(self)
                 return status
         deadline = deadline_after(timeout)
         while self._status is None:
@@ -220,7 +220,10 @@ class Child(Task):
         memory is kept and its end collected behind the scenes. One that was started with
         CLONE_PIDFD_AUTOKILL is killed by this.
         """
-        self._let_go()
+        if self._flags & _AUTOKILL and self._pidfd >= 0 and not self._is_a_copy():
+            self.kill()  # as closing the pidfd would, of which its memory may have need yet
+        self.detach(_orphans.waiting)
+        _orphans.sweep()
 
     def __enter__(self) -> Self:
         return self
@@ -262,13 +265,6 @@ class Child(Task):
         text = f"{os.strerror(errno.ECHILD)}: the exit status of pid {self._pid} is not to be had"
         return ChildProcessError(errno.ECHILD, f"{text}: {reason}")
 
-    def _settle(self) -> None:
-        """Give back the memory of a process that has ended."""
-        stack, self._stack, self._keep = self._stack, None, None
-        if stack is not None:
-            stack.release()
-            _stacks.give_back(stack)
-
     def _ask_pidfd(self) -> ExitStatus:
         """Find the status of a process that has exited and is, or will be, reaped by others."""
         if self._flags & CloneFlags.PARENT:
@@ -284,31 +280,12 @@ class Child(Task):
         code = os.CLD_DUMPED if os.WCOREDUMP(wait_status) else os.CLD_KILLED
         return ExitStatus(code, os.WTERMSIG(wait_status))
 
-    def _dropped(self) -> None:
-        """See to what is left when this object goes. Called with an open pidfd only."""
-        if self._status is None and self._waitable and not self._is_a_copy():
-            warnings.warn(
-                f"{self!r} was not waited for", ResourceWarning, stacklevel=2, source=self
-            )
-        self._let_go()
-
-    def _let_go(self) -> None:
-        """Give up the handle; the process, if there is one, goes on."""
-        pidfd, self._pidfd = self._pidfd, -1
-        stack, self._stack = self._stack, None
-        keep, self._keep = self._keep, None
-        if pidfd < 0:
-            return
-        unreaped = self._status is None and self._waitable
-        if self._is_a_copy() or not (unreaped or stack is not None):
-            os.close(pidfd)
-            return
-        if self._flags & _AUTOKILL:  # what closing its pidfd would do, which we need yet
-            with contextlib.suppress(ProcessLookupError):
-                pidfd_send_signal(pidfd, SIGKILL)
-        rest = Task()
-        rest._pid, rest._pidfd, rest._waitable = self._pid, pidfd, unreaped
-        _orphans.adopt(Orphan(rest, stack, keep))
+    def _dropped(self, unreaped: int) -> None:
+        """Go on from where this object has been dropped; what was left is an orphan by now."""
+        _orphans.sweep()
+        if unreaped:
+            text = f"<ramet.Child pid={self._pid}> was not waited for"
+            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
 
 
 _AUTOKILL = int(CloneFlags.PIDFD_AUTOKILL)

@@ -123,6 +123,8 @@ def clone(
         tls_address, tls_owner = pointer(tls, "tls")
         ctid_address, ctid_owner = pointer(ctid, "ctid")
         owners = (ptid_owner, tls_owner, ctid_owner)
+        if (ptid is not None and not ptid_address) or (ctid is not None and not ctid_address):
+            raise ValueError("ptid and ctid must not be NULL")
     wanted, signal, handle, lasting = plan
     ids = _pack_ids(set_tid) if set_tid else b""
     sys.audit("ramet.clone", address, wanted)
@@ -132,7 +134,7 @@ def clone(
     except IndexError:
         stack = Stack(DEFAULT_STACK_SIZE)
     # The handle is there before the task, so that each has an owner at any moment: after any call
-    # here the handler of a signal may run, and raise.
+    # here the handler of a signal may run, and raise, and the handle is dropped.
     task = handle()
     if lasting:
         task._keep = (fn, arg_owner, owners)
@@ -156,9 +158,6 @@ def clone(
         if result < 0:
             call = (address, arg_address, wanted, signal, ptid_address, tls_address, ctid_address)
             _fall_back(task, stack, call, descriptor, ids, -result)
-    except BaseException:
-        task._let_go()
-        raise
     finally:
         if opened:
             os.close(descriptor)

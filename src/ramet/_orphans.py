@@ -10,53 +10,47 @@ from __future__ import annotations
 import os
 import select
 from collections import deque
+from contextlib import suppress
 
 from ramet import _stacks
-from ramet._native import Stack, Status, Task
+from ramet._native import Status, Task
+
+waiting: deque[Task] = deque()
+"""What is left of the tasks: what they run on, and their pidfds. One that is in here stays until
+it is settled, wherever a signal handler may raise."""
 
 
-class Orphan:
-    """What remains to be done for one task.
-
-    Args:
-        process: the process, which passes over to this object; None for a thread.
-        stack: what it may still run on.
-        keep: what else it may still touch.
-    """
-
-    __slots__ = ("keep", "process", "stack")
-
-    def __init__(self, process: Task | None, stack: Stack | None, keep: object) -> None:
-        self.process = process
-        self.stack = stack
-        self.keep = keep
-
-    def settle(self) -> bool:
-        """Do what can be done now. True if that was all."""
-        process, stack = self.process, self.stack
-        if process is not None and has_exited(process):
-            close(process)
-            self.process = None
-            if stack is not None:
-                stack.release()
-        if stack is not None and stack.released():
-            self.stack = self.keep = None
-            _stacks.give_back(stack)
-        return self.process is None and self.stack is None
+def sweep() -> None:
+    """Settle what can be settled. Never blocks."""
+    for task in tuple(waiting):
+        if _settle(task):
+            with suppress(ValueError):  # another thread was quicker
+                waiting.remove(task)
 
 
-def has_exited(process: Task) -> bool:
-    """Whether a process has ended; if its exit status is ours to collect, it is reaped."""
-    if process.reap(os.WNOHANG, Status) is not None:
+def _settle(task: Task) -> bool:
+    """Do for a task what can be done now. True if that was all."""
+    if task._pidfd >= 0 and _has_exited(task):
+        give_back_stack(task)
+        task.close_pidfd()
+    elif task._stack is not None and task._stack.released():
+        give_back_stack(task)
+    return task._pidfd < 0 and task._stack is None
+
+
+def give_back_stack(task: Task) -> None:
+    """Give back the memory of a task that has let go of it."""
+    stack = task.take_stack()
+    task._keep = None
+    if stack is not None:
+        _stacks.give_back(stack)
+
+
+def _has_exited(task: Task) -> bool:
+    """Whether a task has ended; if its exit status is ours to collect, it is reaped."""
+    if task.reap(os.WNOHANG, Status) is not None:
         return True
-    return not process._waitable and is_readable(process._pidfd, 0)
-
-
-def close(process: Task) -> None:
-    """Close the pidfd of a process, if it is open."""
-    pidfd, process._pidfd = process._pidfd, -1
-    if pidfd >= 0:
-        os.close(pidfd)
+    return not task._waitable and is_readable(task._pidfd, 0)
 
 
 def is_readable(pidfd: int, milliseconds: int | None, events: int = select.POLLIN) -> bool:
@@ -75,31 +69,10 @@ def is_readable(pidfd: int, milliseconds: int | None, events: int = select.POLLI
     return bool(poller.poll(milliseconds))
 
 
-waiting: deque[Orphan] = deque()
-
-
-def adopt(orphan: Orphan) -> None:
-    """Look after a task from now on."""
-    if not orphan.settle():
-        waiting.append(orphan)
-
-
-def sweep() -> None:
-    """Settle what can be settled. Never blocks."""
-    for _ in range(len(waiting)):
-        try:
-            orphan = waiting.popleft()
-        except IndexError:  # another thread sweeps too
-            return
-        if not orphan.settle():
-            waiting.append(orphan)
-
-
 def _after_fork_in_child() -> None:
     # Not our children. What they run on is a copy here, and stays mapped.
-    for orphan in waiting:
-        if orphan.process is not None:
-            close(orphan.process)
+    for task in waiting:
+        task.close_pidfd()
     waiting.clear()
 
 

@@ -6,13 +6,11 @@ Knows nothing of how the task was started.
 from __future__ import annotations
 
 import errno
-import os
 from types import TracebackType
 from typing import Self
 
 from ramet import _orphans
 from ramet._native import Stack, Task
-from ramet._orphans import Orphan
 
 _NANOSECONDS = 10**9
 
@@ -26,6 +24,7 @@ class Thread(Task):
     """
 
     __slots__ = ("__weakref__",)
+    _waiting = _orphans.waiting
 
     @property
     def tid(self) -> int:
@@ -93,18 +92,9 @@ class Thread(Task):
             raise ValueError("the thread was never started")
         return self._stack
 
-    def _dropped(self) -> None:
-        """See to what is left when this object goes."""
-        self._let_go()
-
-    def _let_go(self) -> None:
-        """Give up the handle; the thread, if there is one, goes on."""
-        _orphans.close(self)
-        stack, self._stack = self._stack, None
-        keep, self._keep = self._keep, None
-        # In a fork of the process there is no such thread; the copy of its memory stays.
-        if stack is not None and self._owner == os.getpid():
-            _orphans.adopt(Orphan(None, stack, keep))
+    def _dropped(self, unreaped: int) -> None:  # noqa: ARG002 - as Child has it
+        """Go on from where this object has been dropped; what was left is an orphan by now."""
+        _orphans.sweep()
 
 
 def _nanoseconds(timeout: float | None) -> int:
