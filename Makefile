@@ -84,7 +84,7 @@ build/lint/build.ninja: $(VENV)/.venv meson.build
 # gcc's analyser, with all its warnings as errors.
 build/analyzed: $(VENV)/.venv $(NATIVE)
 	rm -rf build/analyze
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/meson setup -Dc_args=-fanalyzer build/analyze >/dev/null
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/meson setup -Dwerror=true -Dc_args=-fanalyzer build/analyze >/dev/null
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/meson compile -C build/analyze >/dev/null
 	touch $@
 
