@@ -17,7 +17,7 @@ import pytest
 import ramet
 from ramet import CloneFlags, _clone
 from tests import seccomp
-from tests.childlib import Script, Sigaction, load, run, start, start_thread
+from tests.childlib import Script, Sigaction, load, number, run, start, start_thread
 from tests.isolated import run_function
 
 pytestmark = [
@@ -58,6 +58,7 @@ def test_handlers_are_reset(error: int) -> None:
 
 
 def check_handlers_are_reset(error: int) -> None:
+    number("rt_sigaction")  # asks the compiler, which may not start with the filter
     seccomp.refuse(seccomp.CLONE3, error)
     signal.signal(signal.SIGUSR1, lambda *_: None)
     signal.signal(signal.SIGRTMAX, lambda *_: None)
@@ -66,8 +67,8 @@ def check_handlers_are_reset(error: int) -> None:
     for flags in KINDS:
         script = Script()
         actions = [script.place(Sigaction) for _ in numbers]
-        for number, action in zip(numbers, actions, strict=True):
-            script.call("rt_sigaction", number, 0, action, 8)
+        for which, action in zip(numbers, actions, strict=True):
+            script.call("rt_sigaction", which, 0, action, 8)
         run(script, flags=flags)
         handlers = [action.handler for action in actions]
         assert handlers == [signal.SIG_DFL, signal.SIG_DFL, signal.SIG_IGN, signal.SIG_DFL]

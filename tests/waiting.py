@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -160,9 +161,11 @@ def interrupting(name: str, then: Callable[[], None], times: int = 3) -> Iterato
 
 
 def in_fork(function: Callable[[], None]) -> None:
-    """Call a function in a fork of this process, which must have one thread only."""
+    """Call a function in a fork of this process, whose other threads hold no lock of Python's."""
     sys.stdout.flush()
-    pid = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # from 3.12 on, of a fork beside them
+        pid = os.fork()
     if pid == 0:
         try:
             function()
