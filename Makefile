@@ -9,7 +9,7 @@ SOURCES := pyproject.toml meson.build LICENSE README.md $(shell find src include
 # Those that start tasks in the test's own process, which is the one that is instrumented.
 SANITIZED := tests/test_child.py tests/test_clone.py tests/test_fallback.py tests/test_flags.py tests/test_lowlevel.py \
     tests/test_orphans.py tests/test_pointers.py tests/test_probe.py tests/test_stacks.py tests/test_threads.py
-NATIVE := $(shell find src/native include tests -name '*.[ch]')
+NATIVE := $(shell find src/native include tests examples benchmarks -name '*.[ch]')
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-sanitizers lint types format bench docs clean

@@ -8,8 +8,9 @@ from ramet import CloneFlags
 INTRODUCTION = """\
 # The flags
 
-Names are those of `<linux/sched.h>` without `CLONE_`. What a flag needs and excludes is checked before a call is made; on what
-this kernel has and this process may use, see `ramet.probe()`. This page is written by `make docs`.
+Names are those of `<linux/sched.h>` without `CLONE_`. What a flag needs and excludes is checked
+before a call is made; on what this kernel has and this process may use, see `ramet.probe()`. This
+page is written by `make docs`.
 
 | flag | since Linux | what it does |
 |---|---|---|

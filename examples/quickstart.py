@@ -69,7 +69,8 @@ def in_namespaces(library: ctypes.CDLL) -> None:
     print(f"  {child}")
     print(f"  which was pid {place.pid} to itself and {child.pid} to us")
     for name, theirs in zip(("user", "pid", "uts"), place.namespaces, strict=True):
-        print(f"  {name:4}: {theirs.value.decode()}, ours is {os.readlink(f'/proc/self/ns/{name}')}")
+        ours = os.readlink(f"/proc/self/ns/{name}")
+        print(f"  {name:4}: {theirs.value.decode()}, ours is {ours}")
     assert status.code == 0
     assert place.pid == 1
 
