@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <linux/futex.h>
 #include <poll.h>
+#include <stdbool.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -266,9 +267,9 @@ static PyObject *task_start(Task *self, PyObject *const *args, Py_ssize_t count)
  * interpreter's, which every child would have to allocate. */
 enum { FREE, HELD, WAITED_FOR };
 
-static int try_lock(int *word) {
+static bool try_lock(int *word) { /* NOLINT(readability-non-const-parameter): it is written */
     int expected = FREE;
-    return __atomic_compare_exchange_n(word, &expected, HELD, 0, __ATOMIC_ACQUIRE,
+    return __atomic_compare_exchange_n(word, &expected, HELD, false, __ATOMIC_ACQUIRE,
                                        __ATOMIC_RELAXED);
 }
 
