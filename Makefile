@@ -25,6 +25,7 @@ test: $(VENV)/.test ## Build, then run all tests
 
 test-sanitizers: $(VENV)/.test build/asan ## Run the core, and the extension, under ASan and UBSan, and valgrind
 	$(BIN)/python -m pytest -q tests/native/test_sanitizers.py
+	PYTHONPATH=build/asan $(BIN)/python -c "import importlib.util as u; assert 'asan' in u.find_spec('ramet').origin"
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 PYTHONMALLOC=malloc PYTHONPATH=build/asan \
 	$(BIN)/python -m pytest -q $(SANITIZED)
