@@ -106,4 +106,6 @@ def _ask_flag(ask: Callable[[int], int], flag: CloneFlags) -> int:
     error = ask(_F.PIDFD | flag | _COMPANIONS.get(flag, _F.VM))
     if flag == _F.NEWTIME and error == errno.EINVAL:
         error = ask(_F.PIDFD | flag)  # older kernels know it without VM only
+    if flag == _F.THREAD and error == errno.EINVAL:
+        error = errno.EFAULT  # before 6.9 it is the pidfd that a thread may not have
     return error
