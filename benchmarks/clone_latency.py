@@ -164,7 +164,7 @@ def plot(results: dict[str, dict[str, pyperf.Benchmark]], path: Path) -> None:
     axes.set_xscale("log")
     axes.margins(x=0.12)
     axes.set_xlabel("microseconds to start a child that does nothing and wait for it (median)")
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper right")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
