@@ -137,6 +137,10 @@ static PyObject *stack_release(Stack *self, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
+int ramet_stack_released(PyObject *object) {
+    return is_released((Stack *)object);
+}
+
 void ramet_stack_end(PyObject *object) {
     ((Stack *)object)->busy = 0;
 }

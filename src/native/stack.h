@@ -16,4 +16,7 @@ int ramet_stack_begin(PyObject *object, struct ramet_launch *launch);
 /* Takes the stack back: there is no task on it. */
 void ramet_stack_end(PyObject *object);
 
+/* Whether there is no task on it. */
+int ramet_stack_released(PyObject *object);
+
 #endif

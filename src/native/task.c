@@ -50,17 +50,28 @@ static PyObject *task_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
     return (PyObject *)self;
 }
 
+/* Whether the task has let go of our memory. If not, at the end of the interpreter,
+ * what it may touch must stay. */
+static int is_over(Task *self) {
+    return self->stack == NULL || self->stack == Py_None || ramet_stack_released(self->stack);
+}
+
 static int task_traverse(PyObject *object, visitproc visit, void *arg) {
     Task *self = (Task *)object;
     Py_VISIT(Py_TYPE(object));
     Py_VISIT(self->status);
     Py_VISIT(self->stack);
-    Py_VISIT(self->keep);
+    if (is_over(self)) {
+        Py_VISIT(self->keep);
+    }
     return 0;
 }
 
 static int task_clear(PyObject *object) {
     Task *self = (Task *)object;
+    if (!is_over(self)) {
+        self->keep = NULL; /* leaked, as its stack is: the task goes on */
+    }
     Py_CLEAR(self->status);
     Py_CLEAR(self->stack);
     Py_CLEAR(self->keep);
