@@ -53,7 +53,7 @@ static PyObject *task_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
 /* Whether the task has let go of our memory. If not, at the end of the interpreter,
  * what it may touch must stay. */
 static int is_over(Task *self) {
-    return self->stack == NULL || self->stack == Py_None || ramet_stack_released(self->stack);
+    return self->stack == NULL || ramet_stack_released(self->stack);
 }
 
 static int task_traverse(PyObject *object, visitproc visit, void *arg) {

@@ -58,8 +58,8 @@ def advise(error: int, flags: int, *, set_tid: bool = False) -> str:
     """
     if set_tid and error in _SET_TID_ADVICE:
         return _SET_TID_ADVICE[error]
-    for errnos, having, advice in _ADVICE:
-        if error == errnos and flags & having == having:
+    for meant, having, advice in _ADVICE:
+        if error == meant and flags & having == having:
             return advice
     if error == errno.EPERM and flags & _PRIVILEGED:
         return f"{spell(flags & _PRIVILEGED)} needs CAP_SYS_ADMIN, or CLONE_NEWUSER beside it"
