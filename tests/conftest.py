@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from ramet import _clone, _orphans
+from ramet import _clone, _orphans, _stacks
 from tests.childlib import WALL, Library, build, load
 
-# The pool of stacks keeps this many mappings (ramet._stacks), which may come in any module.
-POOLED_STACKS = 16
+# The C library keeps the stacks of ended threads, each with a guard page, up to 40 MiB of
+# them: five of the usual size (allocatestack.c).
+_THREADS_STACKS = 5
 
 
 @pytest.fixture(scope="session")
@@ -89,14 +90,17 @@ def _guard_pages() -> int:
 
 @pytest.fixture(scope="module", autouse=True)
 def nothing_left() -> Iterator[None]:
-    """A module's tests leave no descriptor, child or orphan, nor more stacks than are pooled."""
+    """A module's tests leave no descriptor, child, orphan or stack."""
     gc.collect()
+    _stacks.pool.clear()
     descriptors, children, guards = _descriptors(), _has_children(), _guard_pages()
     orphans = len(_orphans.waiting)
     yield
     gc.collect()
-    _orphans.sweep()
+    for _ in range(len(_orphans.waiting)):
+        _orphans.sweep()
+    _stacks.pool.clear()
     assert len(_orphans.waiting) <= orphans
     assert _descriptors() == descriptors
     assert _has_children() == children
-    assert _guard_pages() <= guards + POOLED_STACKS
+    assert _guard_pages() <= guards + _THREADS_STACKS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import re
@@ -35,7 +36,7 @@ class State(NamedTuple):
 def state() -> State:
     with pytest.raises(ChildProcessError):
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT | WALL)
-    return State(len(os.listdir("/proc/self/fd")), len(_orphans.waiting), len(_stacks.idle))
+    return State(len(os.listdir("/proc/self/fd")), len(_orphans.waiting), len(_stacks.pool.idle))
 
 
 @pytest.fixture
@@ -48,11 +49,22 @@ def _nothing_added(lib: Library) -> Iterator[None]:
     assert after.stacks <= before.stacks
 
 
+def lowest_address(mode: str) -> int:
+    """Find memory of this process that may be used in this way."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        extent, found, *_ = line.split()
+        if found == mode:
+            return int(extent.split("-")[0], 16)
+    raise AssertionError(mode)
+
+
 class Unusable:
     def fileno(self) -> int:
         return -1
 
 
+TID: dict[str, Any] = {"flags": F.VM | F.CHILD_SETTID | F.CHILD_CLEARTID}
+READ_ONLY = lowest_address("r--p")
 BAD: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     # what is wrong, parameters, exception, what the message says
     ("exit_signal -1", {"exit_signal": -1}, ValueError, "exit_signal must be 0 to 64, not -1"),
@@ -78,8 +90,17 @@ BAD: list[tuple[str, dict[str, Any], type[Exception], str]] = [
         "CLONE_CHILD_CLEARTID needs ctid",
     ),
     ("no cgroup", {"flags": F.INTO_CGROUP}, ValueError, "CLONE_INTO_CGROUP needs cgroup"),
-    ("ptid NULL", {"ptid": 0}, ValueError, "ptid and ctid must not be NULL"),
-    ("ctid NULL", {"ctid": 0, "flags": F.CHILD_SETTID}, ValueError, "ptid and ctid must not be"),
+    ("ptid NULL", {"ptid": 0}, ValueError, "ptid must not be NULL"),
+    ("ptid short", {"ptid": bytearray(3)}, ValueError, "ptid must have the 4 bytes of an int"),
+    ("ptid one byte", {"ptid": ctypes.c_char()}, ValueError, "ptid must have the 4 bytes"),
+    ("ptid unmapped", {"ptid": 4096}, ValueError, "ptid must be in memory .* 0x1000"),
+    ("ptid read-only", {"ptid": READ_ONLY}, ValueError, "ptid must be in memory .*Bad address"),
+    ("ptid misaligned", {"ptid": READ_ONLY + 2}, ValueError, "ptid must be aligned to 4 bytes"),
+    ("ctid NULL", {"ctid": 0, **TID}, ValueError, "ctid must not be NULL"),
+    ("ctid short", {"ctid": bytearray(1), **TID}, ValueError, "ctid must have the 4 bytes"),
+    ("ctid unmapped", {"ctid": 1 << 60, **TID}, ValueError, "ctid must be in memory"),
+    ("ctid read-only", {"ctid": READ_ONLY, **TID}, ValueError, "ctid must be in memory"),
+    ("ctid misaligned", {"ctid": READ_ONLY + 1, **TID}, ValueError, "ctid must be aligned"),
     ("ctid alone", {"ctid": bytearray(4)}, ValueError, "ctid needs CLONE_CHILD_SETTID"),
     ("set_tid 0", {"set_tid": [0]}, ValueError, "set_tid must have positive ids, not 0"),
     ("set_tid -1", {"set_tid": [5, -1]}, ValueError, "set_tid must have positive ids, not -1"),

@@ -142,7 +142,8 @@ def test_ctid_needs_a_flag() -> None:
 # Each question ends in an error, so that nothing starts. The last steps of copy_process
 # (kernel/fork.c) are copy_thread and the pidfd; a request that has come so far breaks no rule.
 
-_STACK = _native.Stack(4096)
+_MEMORY = bytearray(4096)  # for a stack that nothing runs on
+_STACK = _native.address(_MEMORY)
 _NOWHERE = 1  # a pidfd cannot be stored there: EFAULT
 _NO_THREAD_POINTER = 1 << 63  # arch_prctl(2): EPERM. In copy_thread, and for x86-64 only.
 _EXCLUDE_PIDFD = _F.PARENT_SETTID | _F.DETACHED  # in clone(2)
@@ -182,12 +183,12 @@ def _kernel_refuses(flags: CloneFlags, exit_signal: int, call: str) -> bool:
                 flags=flags,
                 pidfd=_NOWHERE,
                 exit_signal=exit_signal,
-                stack=_STACK.address,
-                stack_size=_STACK.size,
+                stack=_STACK,
+                stack_size=len(_MEMORY),
                 cgroup=0 if flags & _F.INTO_CGROUP else None,
             )
         else:
-            top = _STACK.address + _STACK.size
+            top = _STACK + len(_MEMORY)
             tls = 0 if flags & _F.PIDFD else _NO_THREAD_POINTER
             lowlevel.clone(_native.nothing, 0, flags | exit_signal, top, _NOWHERE, tls)
     except OSError as error:

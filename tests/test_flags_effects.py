@@ -31,6 +31,7 @@ from tests.childlib import (
     syscall,
 )
 from tests.isolated import run_function
+from tests.waiting import running
 
 pytestmark = pytest.mark.usefixtures("lib")
 
@@ -292,6 +293,18 @@ def test_child_cleartid_wakes_the_futex(call: str) -> None:
             # Without a wake this ends in TimeoutError.
             syscall("futex", ctypes.addressof(word), FUTEX_WAIT, 1, ctypes.addressof(patience))
         assert word.value == 0
+
+
+def test_two_children_with_one_ctid(call: str, lib: Library) -> None:
+    """The stack of the one that runs is not given to another when the word is cleared."""
+    word = ctypes.c_int()
+    flags = VM | CloneFlags.CHILD_CLEARTID
+    with running(flags, ctid=word) as (first, _):
+        run(lib.identity, 0, flags, ctid=word)
+        assert word.value == 0
+        for _ in range(3):
+            assert run(lib.identity, 3, VM).code == 3
+        assert first.poll() is None
 
 
 def test_parent(call: str) -> None:

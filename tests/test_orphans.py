@@ -7,18 +7,20 @@ import errno
 import gc
 import os
 import signal
+import sys
 import threading
 import warnings
 import weakref
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
-from ramet import CloneFlags, _orphans
+from ramet import CloneFlags, _native, _orphans
 from tests.childlib import WALL, Gate, Library, Script, load, run, start, start_thread
 from tests.isolated import run_function, run_python
-from tests.waiting import counted, has_child, in_fork, sweep, until, wait_for_zombie
+from tests.waiting import counted, has_child, in_fork, running, sweep, until, wait_for_zombie
 
 pytestmark = [
     pytest.mark.usefixtures("lib"),
@@ -247,3 +249,76 @@ def test_exit_with_a_warning() -> None:
     assert done.returncode == 0
     assert "was not waited for" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# --- what runs on when all else is gone ---------------------------------------------------------
+
+# The script lies in memory that is unmapped when nothing keeps it.
+GOES_ON = """if True:
+    import warnings; warnings.simplefilter('ignore', ResourceWarning)
+    from tests.childlib import Script, load, start, start_thread
+    script = Script()
+    script.sleep(300)
+    script.call('write', 1, b'went on', 7)
+    task = {}
+"""
+
+
+@kinds
+def test_exit_takes_nothing_from_a_running_child(flags: int) -> None:
+    assert run_python(GOES_ON.format(f"start(script, flags={flags})")).stdout == "went on"
+
+
+@pytest.mark.skipif(
+    sys.version_info < (3, 13), reason="before 3.13 ctypes is not for isolated subinterpreters"
+)
+@pytest.mark.parametrize("what", [f"start(script, flags={int(VM)})", "start_thread(script)"])
+def test_the_end_of_a_subinterpreter_takes_nothing(what: str) -> None:
+    done = run_python(
+        "import time, _interpreters\n"
+        "one = _interpreters.create('isolated')\n"
+        f"failed = _interpreters.run_string(one, {GOES_ON.format(what)!r})\n"
+        "assert failed is None, failed\n"
+        "_interpreters.destroy(one)\n"
+        "time.sleep(1)\n"
+    )
+    assert done.stdout == "went on"
+
+
+def test_a_start_when_the_interpreter_ends() -> None:
+    """The modules are gone when this __del__ is called."""
+    done = run_python(
+        "import ctypes, os, ramet, sys\n"
+        "from tests.childlib import load\n"
+        "fn = ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_void_p)(load().identity)\n"
+        "class Late:\n"
+        "    def __del__(self, clone=ramet.clone, fn=fn, write=os.write, modules=sys.modules):\n"
+        "        write(1, b'%d modules, code %d' % (len(modules), clone(fn, 7).wait().code))\n"
+        "late = Late()\n"
+        "late.cycle = late\n"
+    )
+    assert done.stdout == "0 modules, code 7"
+
+
+def test_each_sweep_looks_at_a_few(lib: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In turn, so that it takes no longer when many wait, and all are found."""
+    looked_at = []
+    settle = _orphans._settle
+
+    def counting(task: _native.Task) -> bool:
+        looked_at.append(id(task))
+        return settle(task)
+
+    monkeypatch.setattr(_orphans, "_settle", counting)
+    with ExitStack() as stack:
+        for _ in range(40):
+            child, _ = stack.enter_context(running(VM))
+            child.close()
+        assert len(_orphans.waiting) == 40
+        looked_at.clear()
+        _orphans.sweep()
+        assert len(looked_at) == 16
+        _orphans.sweep()
+        _orphans.sweep()
+        assert set(looked_at) == set(map(id, _orphans.waiting))
+    until(lambda: run(lib.identity).code == 0 and not _orphans.waiting)

@@ -85,7 +85,7 @@ def test_the_stub_is_complete() -> None:
     names = {name for name in dir(_native) if not name.startswith("__")}
     declared = set(re.findall(r"^(?:def|class) (\w+)|^(\w+): Final", stub, re.MULTILINE))
     assert {first or second for first, second in declared} == names
-    for kind in (_native.Stack, _native.Task):
+    for kind in (_native.Pool, _native.Task):
         body = re.split(r"^(?=class |@final|def )", stub, flags=re.MULTILINE)
         text = next(part for part in body if part.startswith(f"class {kind.__name__}"))
         members = set(re.findall(r"^    (?:def )?(\w+)[(:]", text, re.MULTILINE))

@@ -8,15 +8,16 @@ import gc
 import mmap
 import os
 import signal
-from collections import deque
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import ramet
 from ramet import DEFAULT_STACK_SIZE, CloneFlags, _native, _orphans, _stacks
 from tests.childlib import Library, Script, run, start, start_thread
-from tests.conftest import POOLED_STACKS
 from tests.waiting import running, running_thread, sweep
 
 pytestmark = pytest.mark.usefixtures("lib")
@@ -26,12 +27,18 @@ PAGE = mmap.PAGESIZE
 
 
 @pytest.fixture
-def pool() -> Iterator[deque[_native.Stack]]:
+def pool() -> _native.Pool:
     """The pool, empty."""
-    before = list(_stacks.idle)
-    _stacks.idle.clear()
-    yield _stacks.idle
-    _stacks.idle.extend(before)
+    _stacks.pool.clear()
+    return _stacks.pool
+
+
+def start_on(pool: _native.Pool) -> ramet.Child:
+    """Start a child on a stack of this pool."""
+    flags = int(VM | VFORK | CloneFlags.PIDFD)
+    child = _native.start(ramet.Child, pool, None, _native.nothing, 0, flags, signal.SIGCHLD)
+    assert isinstance(child, ramet.Child), child
+    return child
 
 
 # --- the memory ---------------------------------------------------------------------------------
@@ -49,51 +56,63 @@ def mode_at(address: int) -> str | None:
     return modes[0] if modes else None
 
 
-@pytest.mark.parametrize(
-    ("asked", "size"),
-    [(PAGE, PAGE), (PAGE + 1, 2 * PAGE), (2 * PAGE - 1, 2 * PAGE), (1 << 30, 1 << 30)],
-)
-def test_size(asked: int, size: int) -> None:
-    stack = _native.Stack(asked)
-    assert stack.size == size
-    assert stack.address % PAGE == 0
-
-
-def test_guard_page() -> None:
-    stack = _native.Stack(3 * PAGE)
-    first, last = stack.address, stack.address + stack.size
-    assert mode_at(first - 1) == mode_at(first - PAGE) == "---p"
-    assert mode_at(first) == mode_at(last - 1) == "rw-p"
-    assert "x" not in str(mode_at(first))
-
-
-def test_memory_is_given_back() -> None:
-    stack = _native.Stack(1 << 40)
-    address = stack.address
-    assert mode_at(address) == "rw-p"
-    del stack
+@pytest.mark.parametrize("size", [PAGE, PAGE + 1, 3 * PAGE - 1, 3 * PAGE, 1 << 30])
+def test_memory(size: int) -> None:
+    """Whole pages that can be written and not run, with a guard page below."""
+    pool = _native.Pool(size, 1)
+    assert (pool.size, pool.kept) == (size, 1)
+    assert start_on(pool).wait().code == 0
+    [address] = pool.idle
+    assert address % PAGE == 0
+    assert mode_at(address - 1) == mode_at(address - PAGE) == "---p"
+    assert mode_at(address) == mode_at(address + size - 1) == "rw-p"
+    del pool
     assert mode_at(address) is None
 
 
-@pytest.mark.parametrize("size", [0, 1, PAGE - 1, -1, -(1 << 63), 1 << 62, (1 << 63) - 1])
+def test_clear() -> None:
+    pool = _native.Pool(1 << 40, 1)
+    start_on(pool).wait()
+    [address] = pool.idle
+    pool.clear()
+    assert pool.idle == []
+    assert mode_at(address) is None
+    assert start_on(pool).wait().code == 0
+
+
+@pytest.mark.parametrize("size", [0, 1, PAGE - 1, -1, -(1 << 63)])
 def test_no_size(size: int) -> None:
     with pytest.raises(ValueError, match=f"stack.*page.*got {size}$"):
-        _native.Stack(size)
+        _native.Pool(size, 1)
 
 
-def test_no_memory() -> None:
-    with pytest.raises(OSError, match="Cannot allocate memory") as caught:
-        _native.Stack(1 << 61)
+@pytest.mark.parametrize("kept", [-1, 17, 1 << 62])
+def test_kept_is_bounded(kept: int) -> None:
+    with pytest.raises(ValueError, match=f"0 to 16 stacks can be kept, not {kept}$"):
+        _native.Pool(PAGE, kept)
+
+
+@pytest.mark.parametrize("size", [1 << 61, (1 << 63) - 1])
+def test_no_memory(lib: Library, size: int) -> None:
+    words = f"Cannot allocate memory: mmap of a stack of {size} bytes failed"
+    with pytest.raises(OSError, match=words) as caught:
+        start(lib.identity, stack_size=size)
     assert caught.value.errno == errno.ENOMEM
 
 
+@pytest.mark.parametrize("pool", [None, 3, _native.Pool, "pool"])
+def test_not_a_pool(pool: Any) -> None:
+    with pytest.raises(TypeError, match="not a Pool"):
+        start_on(pool)
+
+
 @pytest.mark.parametrize("flags", [0, VM, VM | VFORK], ids=["copied", "shared", "vfork"])
-def test_overflow(call: str, lib: Library, pool: deque[_native.Stack], flags: int) -> None:
+def test_overflow(call: str, lib: Library, pool: _native.Pool, flags: int) -> None:
     """The child dies of it, and what lies below the guard page does not change."""
-    stack, below = stack_with_a_neighbour()
-    pool.append(stack)
+    below = a_neighbour(pool)
+    [stack] = pool.idle
     assert run(lib.overflow, 1, flags).signal == signal.SIGSEGV
-    assert list(pool) == [stack]
+    assert pool.idle == [stack]
     assert ctypes.string_at(below, PAGE) == PATTERN
     libc.munmap(below, PAGE)
 
@@ -106,18 +125,20 @@ libc.mmap.argtypes = [ctypes.c_size_t] * 2 + [ctypes.c_int] * 3 + [ctypes.c_size
 libc.munmap.argtypes = [ctypes.c_size_t] * 2
 
 
-def stack_with_a_neighbour() -> tuple[_native.Stack, int]:
-    """Make a stack, and fill the page right below its guard page."""
-    tried = []
+def a_neighbour(pool: _native.Pool) -> int:
+    """Put one stack into the pool, and fill the page right below its guard page."""
+    hogs = []
     for _ in range(100):
-        stack = _native.Stack(DEFAULT_STACK_SIZE)
-        tried.append(stack)  # so that the next one lies elsewhere
-        address = stack.address - 2 * PAGE
+        pool.clear()
+        start_on(pool).wait()
+        [stack] = pool.idle
+        address = stack - 2 * PAGE
         kind = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
         got = libc.mmap(address, PAGE, mmap.PROT_READ | mmap.PROT_WRITE, kind, -1, 0)
         if got == address:
             ctypes.memmove(address, PATTERN, PAGE)
-            return stack, address
+            return address
+        hogs.append(mmap.mmap(-1, DEFAULT_STACK_SIZE + PAGE))  # so that the next lies elsewhere
     raise AssertionError("no stack has room below it")
 
 
@@ -137,83 +158,70 @@ def test_other_sizes(call: str, lib: Library, size: int, flags: int) -> None:
 # --- who is on it -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("other", [0, VM, VM | VFORK], ids=["copied", "shared", "vfork"])
-def test_no_two_tasks_on_one_stack(lib: Library, pool: deque[_native.Stack], other: int) -> None:
-    with running(VM) as (child, gate):
-        stack = child._stack
-        assert stack is not None
-        pool.append(stack)  # where it must never be by now
-        with pytest.raises(RuntimeError, match="a task is running on this stack"):
-            start(lib.identity, 3, other)
-        assert child.poll() is None
-        assert child._stack is stack
-        assert not stack.released()
-        gate.open()
-
-
-def test_pool_reuse(call: str, lib: Library, pool: deque[_native.Stack]) -> None:
+def test_pool_reuse(call: str, lib: Library, pool: _native.Pool) -> None:
     """By each kind of task, when it has let go of the stack, and not before."""
     run(lib.identity)
-    [stack] = pool
+    [stack] = pool.idle
     for flags in (0, VM | VFORK, VM, 0):
         run(lib.identity, 3, flags)
-        assert list(pool) == [stack]
+        assert pool.idle == [stack]
     start_thread(lib.identity).join()
-    assert list(pool) == [stack]
+    assert pool.idle == [stack]
     with running(VM) as (child, gate):
-        assert not pool
+        assert pool.idle == []
         run(lib.identity)
-        assert stack not in pool
+        assert len(pool.idle) == 1
+        assert stack not in pool.idle
         gate.open()
         child.wait()
-        assert stack in pool
+        assert stack in pool.idle
     with running_thread():
-        assert len(pool) == 1
-    assert len(pool) == 2
+        assert len(pool.idle) == 1
+    assert len(pool.idle) == 2
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_stacks_of_orphans_are_reused(lib: Library, pool: deque[_native.Stack]) -> None:
+def test_stacks_of_orphans_are_reused(lib: Library, pool: _native.Pool) -> None:
     scripts = Script(), Script()
     gates = [script.gate() for script in scripts]
     start(scripts[0], flags=VM)
     start_thread(scripts[1])
     gc.collect()
-    assert not pool
+    assert not pool.idle
     _orphans.sweep()
-    assert not pool
+    assert not pool.idle
     for gate in gates:
         gate.open()
     sweep()
-    assert len(set(pool)) == 2
+    assert len(set(pool.idle)) == 2
     assert run(lib.identity, 3, VM).code == 3
 
 
-def test_other_sizes_are_not_pooled(lib: Library, pool: deque[_native.Stack]) -> None:
+def test_other_sizes_are_not_pooled(lib: Library, pool: _native.Pool) -> None:
+    before = guard_pages()
     run(lib.identity, 3, VM, stack_size=2 * DEFAULT_STACK_SIZE)
     start_thread(lib.identity, stack_size=PAGE).join()
-    assert not pool
-
-
-def test_the_pool_is_bounded(pool: deque[_native.Stack]) -> None:
-    stacks = [_native.Stack(DEFAULT_STACK_SIZE) for _ in range(4 * POOLED_STACKS)]
-    assert len({stack.address for stack in stacks}) == len(stacks)
-    for stack in stacks:
-        _stacks.give_back(stack)
-    assert len(pool) == POOLED_STACKS
-    assert set(pool) <= set(stacks)
-
-
-def test_a_failed_start_frees_its_stack(lib: Library, pool: deque[_native.Stack]) -> None:
-    before = guard_pages()
-    for _ in range(3):
-        with pytest.raises(OSError, match="File exists"):
-            start(lib.identity, set_tid=[os.getpid()])
-        with pytest.raises(OSError, match="File exists"):
-            start(lib.identity, flags=VM, set_tid=[os.getpid()])
-    assert len(pool) <= 1
-    pool.clear()
+    assert not pool.idle
     assert guard_pages() == before
+
+
+def test_the_pool_is_bounded(pool: _native.Pool) -> None:
+    with ExitStack() as stack:
+        before = guard_pages()
+        for _ in range(2 * pool.kept):
+            stack.enter_context(running(VM))
+        assert guard_pages() == before + 2 * pool.kept
+    assert len(set(pool.idle)) == pool.kept == 16
+    assert guard_pages() == before + pool.kept
+
+
+def test_a_failed_start_gives_back_its_stack(lib: Library, pool: _native.Pool) -> None:
+    run(lib.identity)
+    before = pool.idle
+    for flags in (0, VM, VM | VFORK):
+        with pytest.raises(OSError, match="File exists"):
+            start(lib.identity, flags=flags, set_tid=[os.getpid()])
+        assert pool.idle == before
 
 
 def guard_pages() -> int:

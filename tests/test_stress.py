@@ -19,9 +19,8 @@ from typing import Self
 import pytest
 
 import ramet
-from ramet import CloneFlags, _native
+from ramet import CloneFlags, _native, _stacks
 from tests.childlib import WALL, Script, load, start, start_thread
-from tests.conftest import POOLED_STACKS
 from tests.isolated import run_python
 from tests.waiting import Background, sweep, until
 
@@ -198,7 +197,7 @@ def check_storm_that_raises(flags: int | str) -> None:
                 raised += 1
     assert raised > 20
     assert storm.count > raised
-    census.check(POOLED_STACKS)
+    census.check(_stacks.pool.kept)
 
 
 # --- threads ------------------------------------------------------------------------------------
@@ -227,7 +226,7 @@ def check_threads_start_at_once() -> None:
     workers = [Background(lambda n=n: work(n)) for n in range(8)]  # type: ignore[misc]
     assert [worker.result() for worker in workers] == [600] * 8
     del workers
-    census.check(POOLED_STACKS)
+    census.check(_stacks.pool.kept)
 
 
 def test_the_gil_is_released(call: str) -> None:

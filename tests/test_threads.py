@@ -120,6 +120,31 @@ def test_own_ctid_while_it_runs(call: str) -> None:
     assert word.value == 0
 
 
+def test_own_ctid_that_lies(call: str) -> None:
+    """Whatever the caller writes to it: a thread that runs is not taken for one that has ended."""
+    word = ctypes.c_int()
+    with running_thread(CLEARTID, ctid=word) as (thread, gate):
+        word.value = 0
+        assert thread.is_alive()
+        with pytest.raises(TimeoutError):
+            thread.join(0.02)
+        waiter = Background(thread.join)
+        gate.open()
+        waiter.result()
+        assert not thread.is_alive()
+
+
+def test_two_threads_with_one_ctid(call: str, lib: Library) -> None:
+    word = ctypes.c_int()
+    with running_thread(CLEARTID, ctid=word) as (first, _):
+        assert start_thread(lib.identity, 5, CLEARTID, ctid=word).join() == 5
+        assert word.value == 0
+        assert first.is_alive()
+        assert start_thread(lib.identity, 6).join() == 6
+        assert first.is_alive()
+    assert not first.is_alive()
+
+
 @pytest.mark.parametrize("how", ["joined", "dropped"])
 def test_own_ctid_is_not_looked_at_after_the_end(how: str) -> None:
     run_function(check_own_ctid_is_not_looked_at_after_the_end, how)

@@ -10,14 +10,15 @@ static int add(PyObject *module, const char *name, PyObject *value) {
 
 static int exec_module(PyObject *module) {
     if (PyModule_AddFunctions(module, ramet_lowlevel_methods) < 0 ||
-        PyModule_AddFunctions(module, ramet_pointer_methods) < 0) {
+        PyModule_AddFunctions(module, ramet_pointer_methods) < 0 ||
+        PyModule_AddFunctions(module, ramet_task_functions) < 0) {
         return -1;
     }
     const struct {
         const char *name;
         PyType_Spec *spec;
     } types[] = {
-        {"Stack", &ramet_stack_spec},
+        {"Pool", &ramet_pool_spec},
         {"Status", &ramet_status_spec},
         {"Task", &ramet_task_spec},
     };

@@ -9,10 +9,19 @@
 #include <Python.h>
 #include <stdint.h>
 
+/* What the GIL is to the methods of one object, where there is none. */
+#ifndef Py_BEGIN_CRITICAL_SECTION
+#define Py_BEGIN_CRITICAL_SECTION(object) {
+#define Py_END_CRITICAL_SECTION() }
+#endif
+
+#define METHOD(function) ((PyCFunction)(void (*)(void))(function))
+
 /* The functions and types of each subject; module.c only collects them. */
 extern PyMethodDef ramet_lowlevel_methods[];
 extern PyMethodDef ramet_pointer_methods[];
-extern PyType_Spec ramet_stack_spec;
+extern PyMethodDef ramet_task_functions[];
+extern PyType_Spec ramet_pool_spec;
 extern PyType_Spec ramet_status_spec;
 extern PyType_Spec ramet_task_spec;
 

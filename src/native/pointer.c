@@ -1,7 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
- * Addresses of buffers, for arguments that the child may write to.
+ * Addresses that the child may write to.
  */
+#include <errno.h>
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include "module.h"
 
 /* The caller holds a memoryview of the object, whose export keeps the address
@@ -17,7 +22,24 @@ static PyObject *pointer_address(PyObject *module, PyObject *object) {
     return address;
 }
 
+/* word_error(address) -> 0 if an int can be stored there, EFAULT, or EINVAL if it is not aligned.
+ *
+ * The kernel tries, without a change: it adds 0 (FUTEX_WAKE_OP, futex(2)). The comparison
+ * of what was there with the smallest number, for less, keeps it from waking anyone. */
+static PyObject *pointer_word_error(PyObject *module, PyObject *object) {
+    (void)module;
+    uint64_t address = 0;
+    if (ramet_as_u64(object, &address) < 0) {
+        return NULL;
+    }
+    int nobody = 0;
+    long result = syscall(SYS_futex, &nobody, FUTEX_WAKE_OP_PRIVATE, 0, NULL, address,
+                          FUTEX_OP(FUTEX_OP_ADD, 0, FUTEX_OP_CMP_LT, -2048));
+    return PyLong_FromLong(result < 0 ? errno : 0);
+}
+
 PyMethodDef ramet_pointer_methods[] = {
     {"address", pointer_address, METH_O, NULL},
+    {"word_error", pointer_word_error, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };

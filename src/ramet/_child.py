@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import math
 import os
 import resource
 import struct
@@ -19,6 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from ramet import _orphans
+from ramet._deadlines import deadline_after, milliseconds_until
 from ramet._flags import CloneFlags
 from ramet._native import Status, Task
 
@@ -138,14 +138,7 @@ class Child(Task):
             ChildProcessError: the status went to someone else, see `wait`.
             ValueError: closed before it was waited for.
         """
-        status = self._status or self.reap(os.WNOHANG, ExitStatus)
-        if status is None:
-            self._check_ours()
-            if not self._waitable and _orphans.is_readable(self._pidfd, 0):
-                status = self._status = self._ask_pidfd()
-        if status is not None and self._stack is not None:
-            _orphans.give_back_stack(self)
-        return status
+        return self._poll(patience=0)
 
     def wait(self, timeout: float | None = None) -> ExitStatus:
         """Wait until the process has ended.
@@ -167,25 +160,23 @@ class Child(Task):
                 the kernel does not tell what became of it (it does from Linux 6.15 on, but for
                 a process that its parent has yet to reap). Also in a fork of the process that
                 started it.
-            ValueError: closed before it was waited for, or `timeout` is not a number.
+            TypeError, ValueError: `timeout` is not a number.
+            ValueError: closed before it was waited for.
 
         Source: waitid(2), pidfd_open(2).
         """
         if timeout is None:
-            status = self.reap(0, ExitStatus)
+            status = self._reap(0, ExitStatus)
             if status is not None:
-                if self._stack is not None:
-                    _orphans.give_back_stack(self)
                 return status
         deadline = deadline_after(timeout)
-        while self._status is None:
-            self._check_ours()
-            _orphans.is_readable(self._pidfd, milliseconds_until(deadline))
-            if self.poll() is None and deadline is not None and time.monotonic() >= deadline:
+        while (status := self._poll(_REAPED_SOON)) is None:
+            if deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError(
                     errno.ETIMEDOUT, f"pid {self._pid} still runs after {timeout} seconds"
                 )
-        return self._status  # type: ignore[no-any-return] # of an object slot
+            _orphans.is_readable(self.pidfd, milliseconds_until(deadline))
+        return status
 
     def send_signal(self, signal: int) -> None:
         """Send a signal. Nothing happens if the process has ended.
@@ -222,7 +213,7 @@ class Child(Task):
         """
         if self._flags & _AUTOKILL and self._pidfd >= 0 and not self._is_a_copy():
             self.kill()  # as closing the pidfd would, of which its memory may have need yet
-        self.detach(_orphans.waiting)
+        self._detach(_orphans.waiting)
         _orphans.sweep()
 
     def __enter__(self) -> Self:
@@ -255,30 +246,49 @@ class Child(Task):
     def _is_a_copy(self) -> bool:
         return self._owner != os.getpid()
 
-    def _check_ours(self) -> None:
-        if self._status is None and self._pidfd < 0:
+    def _poll(self, patience: int) -> ExitStatus | None:
+        """Collect the exit status, waiting at most `patience` ms for others to reap."""
+        status = self._reap(os.WNOHANG, ExitStatus)
+        if status is not None:
+            return status
+        pidfd = self._pidfd
+        if pidfd < 0:
             raise ValueError(f"{self!r} was closed before it was waited for")
         if self._is_a_copy():
             raise self._lost("it is a child of the process that this one was forked from")
+        if self._waitable or not _orphans.is_readable(pidfd, 0):
+            return None
+        return self._ask_pidfd(pidfd, patience)
 
     def _lost(self, reason: str) -> ChildProcessError:
         text = f"{os.strerror(errno.ECHILD)}: the exit status of pid {self._pid} is not to be had"
         return ChildProcessError(errno.ECHILD, f"{text}: {reason}")
 
-    def _ask_pidfd(self) -> ExitStatus:
+    def _ask_pidfd(self, pidfd: int, patience: int) -> ExitStatus | None:
         """Find the status of a process that has exited and is, or will be, reaped by others."""
         if self._flags & CloneFlags.PARENT:
-            wait_status = exit_info(self._pidfd, 0)
+            patience = 0
             reason = "it goes to the parent that it has by CLONE_PARENT"
         else:
-            wait_status = exit_info(self._pidfd, _REAPED_SOON)
             reason = "it went to another wait, or to nobody since SIGCHLD is ignored"
+        try:
+            wait_status = exit_info(pidfd)
+            if wait_status is None and _orphans.is_readable(pidfd, patience, events=0):
+                wait_status = exit_info(pidfd)
+        except OSError as error:
+            if error.errno in _NOT_TOLD:
+                raise self._lost(reason) from None
+            raise
         if wait_status is None:
+            if patience == 0 and not self._flags & CloneFlags.PARENT:
+                return None  # will be reaped in a moment
             raise self._lost(reason)
         if os.WIFEXITED(wait_status):
-            return ExitStatus(os.CLD_EXITED, os.WEXITSTATUS(wait_status))
-        code = os.CLD_DUMPED if os.WCOREDUMP(wait_status) else os.CLD_KILLED
-        return ExitStatus(code, os.WTERMSIG(wait_status))
+            status = ExitStatus(os.CLD_EXITED, os.WEXITSTATUS(wait_status))
+        else:
+            code = os.CLD_DUMPED if os.WCOREDUMP(wait_status) else os.CLD_KILLED
+            status = ExitStatus(code, os.WTERMSIG(wait_status))
+        return self._settle(status)
 
     def _dropped(self, unreaped: int) -> None:
         """Go on from where this object has been dropped; what was left is an orphan by now."""
@@ -291,65 +301,30 @@ class Child(Task):
 _AUTOKILL = int(CloneFlags.PIDFD_AUTOKILL)
 
 
-# --- deadlines ----------------------------------------------------------------------------------
-
-# poll(2) takes an int of milliseconds.
-_LONGEST = 2**31 - 1
-
-
-def deadline_after(timeout: float | None) -> float | None:
-    """Turn a timeout in seconds into a time of the monotonic clock; None and inf are for ever.
-
-    Raises:
-        ValueError: not a number.
-    """
-    if timeout is None or timeout == math.inf:
-        return None
-    if math.isnan(timeout):
-        raise ValueError("timeout is not a number")
-    return time.monotonic() + max(timeout, 0)
-
-
-def milliseconds_until(deadline: float | None) -> int | None:
-    """Say how long poll may wait, rounded up so that it does not spin before the deadline."""
-    if deadline is None:
-        return None
-    return min(math.ceil(max(deadline - time.monotonic(), 0) * 1000), _LONGEST)
-
-
 # --- PIDFD_GET_INFO (linux/pidfd.h) -------------------------------------------------------------
 
 _INFO = struct.Struct("=QQ11Ii")
 _INFO_EXIT = 1 << 3
 _GET_INFO = 0xC000_FF0B | _INFO.size << 16
+# ENOTTY, EINVAL: no such request before Linux 6.13; ESRCH: reaped and, before 6.15, forgotten.
+_NOT_TOLD = {errno.ENOTTY, errno.EINVAL, errno.ESRCH}
 # Milliseconds that the kernel may take to reap what nobody waits for, once it has exited.
 _REAPED_SOON = 1000
 
 
-def exit_info(pidfd: int, patience: int) -> int | None:
+def exit_info(pidfd: int) -> int | None:
     """Ask for the wait status of a process that somebody else reaped (Linux 6.15).
 
     Args:
         pidfd: the pidfd of a process that has exited.
-        patience: milliseconds to wait for it to be reaped.
 
     Returns:
-        The status as wait(2) gives it, or None if the kernel does not tell.
+        The status as wait(2) gives it, or None if it was not reaped yet.
+
+    Raises:
+        OSError: the kernel does not tell.
     """
-    wait_status = _exit_info_now(pidfd)
-    if wait_status is None and patience and _orphans.is_readable(pidfd, patience, events=0):
-        wait_status = _exit_info_now(pidfd)
-    return wait_status
-
-
-def _exit_info_now(pidfd: int) -> int | None:
     request = bytearray(_INFO.pack(_INFO_EXIT, *[0] * 13))
-    try:
-        fcntl.ioctl(pidfd, _GET_INFO, request)
-    except OSError as error:
-        # ENOTTY, EINVAL: no such request before 6.13; ESRCH: reaped and, before 6.15, forgotten.
-        if error.errno in {errno.ENOTTY, errno.EINVAL, errno.ESRCH}:
-            return None
-        raise
+    fcntl.ioctl(pidfd, _GET_INFO, request)
     mask, *_, wait_status = _INFO.unpack(request)
     return int(wait_status) if mask & _INFO_EXIT else None

@@ -10,18 +10,21 @@ import operator
 import os
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from signal import SIGCHLD
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from ramet._child import Child
 from ramet._errors import advise, call_error, describe_call
 from ramet._flags import CLONE3_ONLY, NAMESPACES, CloneFlags, check_flags, spell
-from ramet._native import Stack
+from ramet._native import Pool, Task, start
 from ramet._orphans import sweep, waiting
-from ramet._pointers import PythonCallableError, function_address, pointer
-from ramet._stacks import DEFAULT_STACK_SIZE, idle
+from ramet._pointers import PythonCallableError, function_address, pointer, word
+from ramet._stacks import DEFAULT_STACK_SIZE, pool
 from ramet._threads import Thread
+
+_T = TypeVar("_T", bound=Task)
 
 _F = CloneFlags
 _WORD = 1 << 64
@@ -106,78 +109,57 @@ def clone(
     arg_address, arg_owner = (0, None) if arg is None else pointer(arg, "arg")
     if type(flags) is not int:  # the hash of an IntFlag is a call of Python
         flags = _integer(flags, "flags")
-    if ptid is None and tls is None and ctid is None and exit_signal is None and cgroup is None:
-        plan = _simple_plans.get(flags) or _simple_plan(flags)
-        ptid_address = tls_address = ctid_address = 0
-        owners: tuple[object, ...] = ()
-    else:
-        plan = _plan(
-            flags,
-            exit_signal,
-            ptid is not None,
-            tls is not None,
-            ctid is not None,
-            cgroup is not None,
-        )
-        ptid_address, ptid_owner = pointer(ptid, "ptid")
-        tls_address, tls_owner = pointer(tls, "tls")
-        ctid_address, ctid_owner = pointer(ctid, "ctid")
-        owners = (ptid_owner, tls_owner, ctid_owner)
-        if (ptid is not None and not ptid_address) or (ctid is not None and not ctid_address):
-            raise ValueError("ptid and ctid must not be NULL")
-    wanted, signal, handle, lasting = plan
-    ids = _pack_ids(set_tid) if set_tid else b""
-    sys.audit("ramet.clone", address, wanted)
-
-    try:
-        stack = idle.pop() if stack_size == DEFAULT_STACK_SIZE else _new_stack(stack_size)
-    except IndexError:
-        stack = Stack(DEFAULT_STACK_SIZE)
-    # The handle is there before the task, so that each has an owner at any moment: after any call
-    # here the handler of a signal may run, and raise, and the handle is dropped.
-    task = handle()
-    if lasting:
-        task._keep = (fn, arg_owner, owners)
-    descriptor, opened = (-1, False) if cgroup is None else _cgroup_descriptor(cgroup)
-    try:
-        result = -errno.ENOSYS
+    stacks = pool if stack_size is DEFAULT_STACK_SIZE else _stacks_of(stack_size)
+    if ptid is tls is ctid is cgroup is exit_signal is None and not set_tid:
+        handle, wanted, signal, lasting = _simple_plans.get(flags) or _simple_plan(flags)
+        keep: object = (fn, arg_owner) if lasting else None
+        sys.audit("ramet.clone", address, wanted)
         if not _clone3.missing:
-            result = task.start(
-                stack,
-                address,
-                arg_address,
-                wanted,
-                signal,
-                ptid_address,
-                tls_address,
-                ctid_address,
-                descriptor,
-                ids,
-                False,
-            )
-        if result < 0:
-            call = (address, arg_address, wanted, signal, ptid_address, tls_address, ctid_address)
-            _fall_back(task, stack, call, descriptor, ids, -result)
-    finally:
-        if opened:
-            os.close(descriptor)
-    if not lasting and stack_size == DEFAULT_STACK_SIZE:
-        idle.append(stack)
-    return task
+            task = start(handle, stacks, keep, address, arg_address, wanted, signal)
+            if type(task) is handle:
+                return task
+        return _start(handle, stacks, keep, _Call(address, arg_address, wanted, signal))
+
+    ptid_address, ptid_owner = word(ptid, "ptid")
+    tls_address, tls_owner = pointer(tls, "tls")
+    ctid_address, ctid_owner = word(ctid, "ctid")
+    handle, wanted, signal, lasting = _plan(
+        flags,
+        exit_signal,
+        has_ptid=ptid is not None,
+        has_tls=tls is not None,
+        has_ctid=ctid is not None,
+        has_cgroup=cgroup is not None,
+    )
+    keep = (fn, arg_owner, ptid_owner, tls_owner, ctid_owner) if lasting else None
+    ids = _pack_ids(set_tid)
+    sys.audit("ramet.clone", address, wanted)
+    with _cgroup_descriptor(cgroup) as descriptor:
+        call = _Call(
+            address,
+            arg_address,
+            wanted,
+            signal,
+            ptid_address,
+            tls_address,
+            ctid_address,
+            descriptor,
+            ids,
+        )
+        return _start(handle, stacks, keep, call)
 
 
-class _Plan(NamedTuple):
-    """What the kernel is asked for, for a combination of flags and parameters."""
+# --- the plan -----------------------------------------------------------------------------------
 
-    flags: int
-    exit_signal: int
-    handle: type[Child | Thread]
-    lasting: bool  # the stack is needed after the call has returned
+# The type of the handle, all flags, the exit signal, and whether the task needs its stack and
+# arguments after the call has returned. A plain tuple is what is unpacked fastest.
+_Plan = tuple[type[Child] | type[Thread], int, int, bool]
 
 
 def _plan(
     flags: int,
     exit_signal: int | None,
+    *,
     has_ptid: bool,
     has_tls: bool,
     has_ctid: bool,
@@ -212,12 +194,8 @@ def _plan(
     check_flags(flags, exit_signal, "clone3")
     if not flags & _F.SIGHAND:
         flags |= _F.CLEAR_SIGHAND
-    return _Plan(
-        int(flags),
-        exit_signal,
-        handle=Thread if thread else Child,
-        lasting=thread or flags & (_F.VM | _F.VFORK) == _F.VM,
-    )
+    lasting = thread or flags & (_F.VM | _F.VFORK) == _F.VM
+    return Thread if thread else Child, int(flags), exit_signal, lasting
 
 
 # Plans of flags alone, for all else is left to its default most of the time.
@@ -226,70 +204,88 @@ _MOST_PLANS = 256
 
 
 def _simple_plan(flags: int) -> _Plan:
-    plan = _plan(flags, None, False, False, False, False)
+    plan = _plan(flags, None, has_ptid=False, has_tls=False, has_ctid=False, has_cgroup=False)
     if len(_simple_plans) < _MOST_PLANS:
         _simple_plans[flags] = plan
     return plan
 
 
-# fn, arg, flags, exit_signal, ptid, tls, ctid: what Task.start takes after the stack.
-_Call = tuple[int, int, int, int, int, int, int]
+# --- the call -----------------------------------------------------------------------------------
 
 
-def _fall_back(
-    task: Child | Thread, stack: Stack, call: _Call, cgroup: int, ids: bytes, error: int
-) -> None:
-    """Make the call with clone(2), if what clone3 answered means that it is not to be had.
+class _Call(NamedTuple):
+    """The arguments of clone and clone3: what `_native.start` takes after what it keeps."""
+
+    fn: int
+    arg: int
+    flags: int
+    exit_signal: int
+    ptid: int = 0
+    tls: int = 0
+    ctid: int = 0
+    cgroup: int = -1
+    set_tid: bytes = b""
+
+
+def _start(handle: type[_T], stacks: Pool, keep: object, call: _Call) -> _T:
+    """Make the call with clone3, or with clone if clone3 is not to be had.
 
     Raises:
-        OSError: it means something else, or clone cannot do what is asked for, or refuses it.
+        OSError: the call is refused, or clone cannot do what is asked for.
     """
-    fn, arg, flags, exit_signal, ptid, tls, ctid = call
-    if not _is_missing(error, flags, ids):
-        raise _error("clone3", error, stack, call, cgroup, ids)
-    lost = _lost_by_clone(flags, ids)
+    error = errno.ENOSYS
+    if not _clone3.missing:
+        task = start(handle, stacks, keep, *call, False)
+        if not isinstance(task, int):
+            return task
+        error = -task
+    if not _is_missing(error, call):
+        raise _error("clone3", error, call, stacks)
+    lost = _lost_by_clone(call)
     if lost:
         advice = f"clone3 is not to be had here, and clone has no {lost}"
-        raise _error("clone3", errno.ENOSYS, stack, call, cgroup, ids, advice)
-    flags &= ~_CLEAR_SIGHAND  # our part of the child does it
-    result = task.start(stack, fn, arg, flags, exit_signal, ptid, tls, ctid, -1, b"", True)
-    if result < 0:
-        raise _error("clone", -result, stack, call, cgroup, ids)
-    _clone3.missing = True
+        raise _error("clone3", errno.ENOSYS, call, stacks, advice)
+    # Our part of the child resets the handlers.
+    by_clone = call._replace(flags=call.flags & ~_CLEAR_SIGHAND)
+    task = start(handle, stacks, keep, *by_clone, True)
+    if not isinstance(task, int):
+        _clone3.missing = True
+        return task
+    if error == errno.EPERM == -task:  # so it was not about clone3
+        raise _error("clone3", error, call, stacks)
+    raise _error("clone", -task, by_clone, stacks)
 
 
-def _is_missing(error: int, flags: int, ids: bytes) -> bool:
+def _is_missing(error: int, call: _Call) -> bool:
     """Whether an errno of clone3 can mean that the call itself is what is refused."""
     if error == errno.EPERM:  # by the seccomp filter of an old container
-        return not (ids or flags & _PRIVILEGED)
+        return not (call.set_tid or call.flags & _PRIVILEGED)
     return error == errno.ENOSYS
 
 
-def _lost_by_clone(flags: int, ids: bytes) -> str:
+def _lost_by_clone(call: _Call) -> str:
     """Name what clone(2) cannot do of what is asked for, if anything."""
-    lost = [spell(flags & _CLONE3_FEATURES)] if flags & _CLONE3_FEATURES else []
-    if ids:
+    lost = [spell(call.flags & _CLONE3_FEATURES)] if call.flags & _CLONE3_FEATURES else []
+    if call.set_tid:
         lost.append("set_tid")
     return ", ".join(lost)
 
 
-def _error(
-    name: str, error: int, stack: Stack, call: _Call, cgroup: int, ids: bytes, advice: str = ""
-) -> OSError:
+def _error(name: str, error: int, call: _Call, stacks: Pool, advice: str = "") -> OSError:
     """Make the exception for a failed start."""
-    _, _, flags, exit_signal, ptid, tls, ctid = call
     description = describe_call(
         name,
-        flags,
-        exit_signal=exit_signal,
-        stack_size=stack.size,
-        parent_tid=ptid,
-        tls=tls,
-        child_tid=ctid,
-        set_tid=list(struct.unpack(f"={len(ids) // 4}i", ids)),
-        cgroup=cgroup if cgroup >= 0 else None,
+        call.flags,
+        exit_signal=call.exit_signal,
+        stack_size=stacks.size,
+        parent_tid=call.ptid,
+        tls=call.tls,
+        child_tid=call.ctid,
+        set_tid=list(struct.unpack(f"={len(call.set_tid) // 4}i", call.set_tid)),
+        cgroup=call.cgroup if call.cgroup >= 0 else None,
     )
-    return call_error(error, description, advice or advise(error, flags, set_tid=bool(ids)))
+    advice = advice or advise(error, call.flags, set_tid=bool(call.set_tid))
+    return call_error(error, description, advice)
 
 
 class _Clone3:
@@ -331,11 +327,13 @@ def _integer(value: object, name: str) -> int:
         raise TypeError(f"{name} must be an int, not {type(value).__name__}") from None
 
 
-def _new_stack(stack_size: int) -> Stack:
+def _stacks_of(stack_size: int) -> Pool:
     size = _integer(stack_size, "stack_size")
+    if size == DEFAULT_STACK_SIZE:
+        return pool
     if not 0 <= size <= sys.maxsize:
         raise ValueError(f"a stack of {size} bytes is not to be had: stack_size")
-    return Stack(size)
+    return Pool(size, 0)
 
 
 def _pack_ids(set_tid: Sequence[int]) -> bytes:
@@ -352,18 +350,27 @@ def _pack_ids(set_tid: Sequence[int]) -> bytes:
     return struct.pack(f"={len(ids)}i", *ids)
 
 
-def _cgroup_descriptor(cgroup: int | str | os.PathLike[str] | HasFileno) -> tuple[int, bool]:
-    """Return a descriptor of the directory, and whether it was opened here."""
-    if isinstance(cgroup, str | os.PathLike):
-        return os.open(cgroup, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), True
-    if isinstance(cgroup, int):
-        descriptor = cgroup
-    elif hasattr(cgroup, "fileno"):
-        descriptor = cgroup.fileno()
+@contextmanager
+def _cgroup_descriptor(cgroup: int | str | os.PathLike[str] | HasFileno | None) -> Iterator[int]:
+    """Give a descriptor of the directory, -1 for None. What was opened here is closed here."""
+    if cgroup is None:
+        yield -1
+    elif isinstance(cgroup, str | os.PathLike):
+        descriptor = os.open(cgroup, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
     else:
-        raise TypeError(
-            f"cgroup must be a path, a descriptor or have a fileno(), not {type(cgroup).__name__}"
-        )
-    if not 0 <= descriptor < _MAX_DESCRIPTOR:
-        raise ValueError(f"cgroup must be a path or a descriptor, not {cgroup!r}")
-    return descriptor, False
+        if isinstance(cgroup, int):
+            descriptor = cgroup
+        elif hasattr(cgroup, "fileno"):
+            descriptor = cgroup.fileno()
+        else:
+            raise TypeError(
+                f"cgroup must be a path, a descriptor or have a fileno(), "
+                f"not {type(cgroup).__name__}"
+            )
+        if not 0 <= descriptor < _MAX_DESCRIPTOR:
+            raise ValueError(f"cgroup must be a path or a descriptor, not {cgroup!r}")
+        yield descriptor

@@ -12,7 +12,6 @@ import select
 from collections import deque
 from contextlib import suppress
 
-from ramet import _stacks
 from ramet._native import Status, Task
 
 waiting: deque[Task] = deque()
@@ -20,35 +19,34 @@ waiting: deque[Task] = deque()
 it is settled, wherever a signal handler may raise."""
 
 
+# How many are looked at in one go, so that a start takes no longer when many are waiting.
+_AT_ONCE = 16
+
+
 def sweep() -> None:
-    """Settle what can be settled. Never blocks."""
-    for task in tuple(waiting):
-        if _settle(task):
-            with suppress(ValueError):  # another thread was quicker
+    """Settle what can be settled, of those that have not been looked at for the longest time.
+
+    Never blocks.
+    """
+    for _ in range(min(len(waiting), _AT_ONCE)):
+        with suppress(IndexError, ValueError):  # another thread was quicker
+            task = waiting[0]
+            waiting.rotate(-1)
+            if _settle(task):
                 waiting.remove(task)
 
 
 def _settle(task: Task) -> bool:
     """Do for a task what can be done now. True if that was all."""
     if task._pidfd >= 0 and _has_exited(task):
-        give_back_stack(task)
-        task.close_pidfd()
-    elif task._stack is not None and task._stack.released():
-        give_back_stack(task)
-    return task._pidfd < 0 and task._stack is None
-
-
-def give_back_stack(task: Task) -> None:
-    """Give back the memory of a task that has let go of it."""
-    stack = task.take_stack()
-    task._keep = None
-    if stack is not None:
-        _stacks.give_back(stack)
+        task._release()
+        task._close_pidfd()
+    return task._let_go() and task._pidfd < 0
 
 
 def _has_exited(task: Task) -> bool:
     """Whether a task has ended; if its exit status is ours to collect, it is reaped."""
-    if task.reap(os.WNOHANG, Status) is not None:
+    if task._reap(os.WNOHANG, Status) is not None:
         return True
     return not task._waitable and is_readable(task._pidfd, 0)
 
@@ -72,7 +70,7 @@ def is_readable(pidfd: int, milliseconds: int | None, events: int = select.POLLI
 def _after_fork_in_child() -> None:
     # Not our children. What they run on is a copy here, and stays mapped.
     for task in waiting:
-        task.close_pidfd()
+        task._close_pidfd()
     waiting.clear()
 
 

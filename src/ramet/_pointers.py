@@ -6,12 +6,15 @@ nor cffi is imported here: whoever passes one of their objects has done so alrea
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from typing import Any
 
 from ramet import _native
 
 _WORD = 1 << 64
+_INT = 4  # sizeof(int)
 
 
 class PythonCallableError(TypeError):
@@ -91,6 +94,37 @@ def pointer(value: object, name: str) -> tuple[int, object]:
         ) from None
 
 
+def word(value: object, name: str) -> tuple[int, object]:
+    """Find the address where the kernel is to store a thread id.
+
+    Args:
+        value: as of `pointer`. None stays 0.
+        name: the parameter's name, for errors.
+
+    Returns:
+        As of `pointer`.
+
+    Raises:
+        TypeError: as of `pointer`.
+        ValueError: NULL, fewer than 4 bytes, not aligned, or not writable memory.
+    """
+    address, owner = pointer(value, name)
+    if value is None:
+        return address, owner
+    if address == 0:
+        raise ValueError(f"{name} must not be NULL")
+    if isinstance(owner, memoryview) and owner.nbytes < _INT:
+        raise ValueError(f"{name} must have the {_INT} bytes of an int, not {owner.nbytes}")
+    error = _native.word_error(address)
+    if error == errno.EINVAL:
+        raise ValueError(f"{name} must be aligned to {_INT} bytes: {address:#x}")
+    if error:
+        raise ValueError(
+            f"{name} must be in memory that can be written to: {address:#x} ({os.strerror(error)})"
+        )
+    return address, owner
+
+
 def _refuse_callback(fn: object, is_callback: bool) -> None:
     if is_callback:
         raise PythonCallableError(f"{fn!r} calls back into Python")
@@ -98,10 +132,20 @@ def _refuse_callback(fn: object, is_callback: bool) -> None:
 
 # --- ctypes -----------------------------------------------------------------------------------
 
+# By their names, since at the end of the interpreter, from a __del__, sys.modules is empty.
+_POINTERS = {"CFuncPtr", "_Pointer", "c_void_p", "c_char_p", "c_wchar_p"}
+
+
+def _ctypes_bases(value: object) -> set[str]:
+    """Name the types of ctypes that an object is made of."""
+    return {kind.__name__ for kind in type(value).__mro__ if kind.__module__ in _CTYPES}
+
+
+_CTYPES = {"ctypes", "_ctypes"}
+
 
 def _is_ctypes_function(value: object) -> bool:
-    ctypes = sys.modules.get("_ctypes")
-    return ctypes is not None and isinstance(value, ctypes.CFuncPtr)
+    return "CFuncPtr" in _ctypes_bases(value)
 
 
 def _is_ctypes_callback(fn: Any) -> bool:
@@ -111,19 +155,19 @@ def _is_ctypes_callback(fn: Any) -> bool:
 
 
 def _is_ctypes_pointer(value: object) -> bool:
-    ctypes = sys.modules.get("ctypes")
-    if ctypes is None:
-        return False
-    pointers = (ctypes._Pointer, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_wchar_p)
-    return isinstance(value, pointers) or (
-        _is_ctypes_function(value) or type(value).__name__ == "CArgObject"  # byref()
-    )
+    return not _POINTERS.isdisjoint(_ctypes_bases(value)) or _is_reference(value)
+
+
+def _is_reference(value: object) -> bool:
+    return type(value).__name__ == "CArgObject"  # what byref() gives
 
 
 def _ctypes_value(value: Any) -> int:
-    ctypes: Any = sys.modules["ctypes"]
-    address: int | None = ctypes.cast(value, ctypes.c_void_p).value
-    return address or 0
+    if _is_reference(value):
+        ctypes: Any = sys.modules["ctypes"]
+        address: int | None = ctypes.cast(value, ctypes.c_void_p).value
+        return address or 0
+    return int.from_bytes(memoryview(value).tobytes(), sys.byteorder)  # what the object holds
 
 
 # --- cffi -------------------------------------------------------------------------------------

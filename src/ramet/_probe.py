@@ -28,6 +28,7 @@ _COMPANIONS = {
 _NOWHERE = 1  # lies in the page at 0, which is never mapped
 _NO_DESCRIPTOR = 2**31 - 1
 _TOO_MANY_IDS = 2**31
+_ENOUGH = 4096
 
 
 class Support(NamedTuple):
@@ -64,11 +65,12 @@ def probe() -> Support:
 
 @lru_cache(maxsize=1)
 def _probe(_pid: int) -> Support:
-    stack = _native.Stack(os.sysconf("SC_PAGESIZE"))
+    memory = bytearray(_ENOUGH)  # for a stack that nothing will run on, and for ids
+    stack = _native.address(memory)
 
     def ask_clone3(flags: int, *, size: int = 64, ids: int = 0, cgroup: int = 0) -> int:
         pidfd = _NOWHERE if flags & _F.PIDFD else 0
-        words = (pidfd, 0, 0, 0, stack.address, stack.size, 0, stack.address if ids else 0)
+        words = (pidfd, 0, 0, 0, stack, _ENOUGH, 0, stack if ids else 0)
         return -_native.clone3(_native.nothing, 0, size, flags, *words, ids, cgroup)
 
     def ask_clone(flags: int) -> int:
@@ -76,8 +78,7 @@ def _probe(_pid: int) -> Support:
             return errno.ENOSYS
         # These two are older than any seccomp filter, and exclude PIDFD here.
         flags &= ~(_F.PARENT_SETTID | _F.DETACHED)
-        top = stack.address + stack.size
-        return -_native.clone(_native.nothing, 0, flags, top, _NOWHERE, 0, 0)
+        return -_native.clone(_native.nothing, 0, flags, stack + _ENOUGH, _NOWHERE, 0, 0)
 
     clone3 = ask_clone3(_F.PIDFD | _F.VM) not in {errno.ENOSYS, errno.EPERM}
     ask: Callable[[int], int] = ask_clone3 if clone3 else ask_clone

@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import Self
 
 from ramet import _orphans
-from ramet._native import Stack, Task
+from ramet._deadlines import check_timeout
+from ramet._native import Task
 
 _NANOSECONDS = 10**9
 
@@ -42,9 +43,17 @@ class Thread(Task):
             raise ValueError(f"{self!r} has no pidfd: it was started without CLONE_PIDFD")
         return self._pidfd
 
+    def fileno(self) -> int:
+        """Return the pidfd, for select, selectors and asyncio.
+
+        Raises:
+            ValueError: it was started without CLONE_PIDFD.
+        """
+        return self.pidfd
+
     def is_alive(self) -> bool:
         """Whether the thread may still run."""
-        return not self._memory.released()
+        return not self._is_over()
 
     def join(self, timeout: float | None = None) -> int | None:
         """Wait until the thread has ended.
@@ -60,15 +69,15 @@ class Thread(Task):
 
         Raises:
             TimeoutError: it still runs after `timeout` seconds.
-            ValueError: `timeout` is not a number.
+            TypeError, ValueError: `timeout` is not a number.
 
         Source: futex(2), set_tid_address(2).
         """
-        if not self._memory.join(_nanoseconds(timeout)):
+        if not self._join(_nanoseconds(timeout)):
             raise TimeoutError(
                 errno.ETIMEDOUT, f"thread {self._pid} still runs after {timeout} seconds"
             )
-        return self._memory.value()
+        return self._value()
 
     def __enter__(self) -> Self:
         return self
@@ -85,23 +94,13 @@ class Thread(Task):
     def __repr__(self) -> str:
         return f"<ramet.Thread tid={self._pid} {'alive' if self.is_alive() else 'ended'}>"
 
-    @property
-    def _memory(self) -> Stack:
-        """What it runs on, from its start until this object goes."""
-        if self._stack is None:
-            raise ValueError("the thread was never started")
-        return self._stack
-
     def _dropped(self, unreaped: int) -> None:  # noqa: ARG002 - as Child has it
         """Go on from where this object has been dropped; what was left is an orphan by now."""
         _orphans.sweep()
 
 
 def _nanoseconds(timeout: float | None) -> int:
-    """Turn seconds into what Stack.join takes: nanoseconds, or -1 for ever."""
-    if timeout is None:
-        return -1
-    if timeout != timeout:  # noqa: PLR0124 - NaN
-        raise ValueError("timeout is not a number")
+    """Turn seconds into what Task._join takes: nanoseconds, or -1 for ever."""
+    seconds = check_timeout(timeout)
     # About 146 years, half of what 64 bits hold, stand for all that is longer.
-    return int(min(max(timeout, 0) * _NANOSECONDS, 2**62))
+    return -1 if seconds is None else int(min(seconds * _NANOSECONDS, 2**62))

@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Task: what ramet.Child and ramet.Thread are made of.
+ */
+#ifndef RAMET_TASK_H
+#define RAMET_TASK_H
+
+#include "module.h"
+#include "stack.h"
+
+/* Fields change with the GIL held or, where there is none, in a critical section of the object. */
+typedef struct {
+    PyObject_HEAD
+    int lock;                  /* held by whoever is in waitid: see wait.c */
+    int pidfd;                 /* -1: none, or closed */
+    long pid;                  /* as the caller's pid namespace has it */
+    pid_t owner;               /* the process whose child it is */
+    char waitable;             /* the kernel will give us its exit status */
+    PyObject *status;          /* ExitStatus; set once, when it is known */
+    struct ramet_stack *stack; /* what it runs on in our memory, while it does */
+    PyObject *pool;            /* where that comes from; stays */
+    PyObject *keep;            /* what else it may touch there */
+    unsigned long long flags;
+} Task;
+
+/* Lets go of what the task ran on: it is known to be done with it. */
+void ramet_task_release(Task *self);
+
+/* The methods that wait (wait.c). */
+PyObject *ramet_task_reap(Task *self, PyObject *const *args, Py_ssize_t count);
+PyObject *ramet_task_settle(Task *self, PyObject *status);
+PyObject *ramet_task_join(Task *self, PyObject *timeout);
+
+#endif
