@@ -114,9 +114,9 @@ def build(directory: Path) -> Path:
     library = directory / "clone_loop.so"
     source = Path(__file__).with_name("clone_loop.c")
     compiler = os.environ.get("CC", "cc")
-    subprocess.run(
-        [compiler, "-O2", "-Wall", "-shared", "-fPIC", "-o", library, source], check=True
-    )
+    options = ["-O2", "-Wall", "-shared", "-fPIC", f"-I{ramet.get_include()}"]
+    trampoline = Path(ramet.get_library_dir()) / "libramet.a"
+    subprocess.run([compiler, *options, "-o", library, source, trampoline], check=True)
     return library
 
 

@@ -9,6 +9,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "ramet.h"
+
 #define STACK_SIZE 65536
 
 static char stack[STACK_SIZE] __attribute__((aligned(16)));
@@ -29,18 +31,30 @@ int bare_loop(int n) {
     return 0;
 }
 
-/* What ramet gives its users: signals blocked during the start, a pidfd from birth, and the
- * resource usage with the exit status. */
+/* What ramet does for its users, with the same calls, by its trampoline for C: signals blocked
+ * during the start and handlers reset, a pidfd from birth, and the resource usage with the
+ * exit status. */
+static long restore_mask(void *mask) {
+    return syscall(SYS_rt_sigprocmask, SIG_SETMASK, mask, NULL, sizeof(uint64_t));
+}
+
 int same_calls_loop(int n) {
-    int flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD | SIGCHLD;
     for (int i = 0; i < n; i++) {
         uint64_t all = ~(uint64_t)0;
         uint64_t mask = 0;
         int pidfd = -1;
         siginfo_t info;
         struct rusage usage;
+        struct clone_args args = {
+            .flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD | CLONE_CLEAR_SIGHAND,
+            .exit_signal = SIGCHLD,
+            .pidfd = (uint64_t)&pidfd,
+            .stack = (uint64_t)stack,
+            .stack_size = sizeof stack,
+        };
+        getpid(); /* which process the child is a child of */
         syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, &mask, sizeof all);
-        int pid = clone(nothing, stack + STACK_SIZE, flags, NULL, &pidfd);
+        long pid = ramet_clone3(&args, CLONE_ARGS_SIZE_VER0, restore_mask, &mask);
         syscall(SYS_rt_sigprocmask, SIG_SETMASK, &mask, NULL, sizeof mask);
         if (pid < 0 || syscall(SYS_waitid, P_PIDFD, pidfd, &info, WEXITED | __WALL, &usage) < 0) {
             return -1;

@@ -3,6 +3,7 @@
  * Pool: stacks of one size, of which some are kept for the next task.
  */
 #include <errno.h>
+#include <stdbool.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -79,7 +80,7 @@ void ramet_pool_give(PyObject *object, struct ramet_stack *stack) {
     Pool *self = (Pool *)object;
     for (Py_ssize_t i = 0; i < self->kept; i++) {
         struct ramet_stack *none = NULL;
-        if (__atomic_compare_exchange_n(&self->idle[i], &none, stack, 0, __ATOMIC_ACQ_REL,
+        if (__atomic_compare_exchange_n(&self->idle[i], &none, stack, false, __ATOMIC_ACQ_REL,
                                         __ATOMIC_RELAXED)) {
             return;
         }

@@ -12,9 +12,9 @@
 int ramet_pool_check(PyObject *object);
 
 /* A stack that is the caller's alone, or NULL with OSError set. */
-struct ramet_stack *ramet_pool_take(PyObject *pool);
+struct ramet_stack *ramet_pool_take(PyObject *object);
 
 /* Takes back a stack that no task is on. */
-void ramet_pool_give(PyObject *pool, struct ramet_stack *stack);
+void ramet_pool_give(PyObject *object, struct ramet_stack *stack);
 
 #endif

@@ -186,11 +186,14 @@ static int parse_start(PyObject *const *args, Py_ssize_t count, struct ramet_lau
     request->fn = (long (*)(void *))words[FN];
     request->arg = (void *)words[ARG];
     *launch = (struct ramet_launch){
-        .args = {.flags = words[FLAGS],
-                 .exit_signal = words[EXIT_SIGNAL],
-                 .parent_tid = words[PTID],
-                 .tls = words[TLS],
-                 .child_tid = words[CTID]},
+        .args =
+            {
+                .flags = words[FLAGS],
+                .exit_signal = words[EXIT_SIGNAL],
+                .parent_tid = words[PTID],
+                .tls = words[TLS],
+                .child_tid = words[CTID],
+            },
         .size = CLONE_ARGS_SIZE_VER0,
     };
     if (count == NEEDED) {
