@@ -19,7 +19,7 @@ from typing import Self
 import pytest
 
 import ramet
-from ramet import CloneFlags, _native, _stacks
+from ramet import CloneFlags, _native, _orphans, _stacks
 from tests.childlib import WALL, Script, load, start, start_thread
 from tests.isolated import run_python
 from tests.waiting import Background, sweep, until
@@ -226,6 +226,77 @@ def check_threads_start_at_once() -> None:
     workers = [Background(lambda n=n: work(n)) for n in range(8)]  # type: ignore[misc]
     assert [worker.result() for worker in workers] == [600] * 8
     del workers
+    census.check(_stacks.pool.kept)
+
+
+def test_threads_at_one_handle() -> None:
+    run_plainly(check_threads_at_one_handle)
+
+
+def check_threads_at_one_handle() -> None:
+    """Whatever several threads do to a task at once, it is settled once."""
+    lib, census = load(), Census()
+    random_numbers = random.Random(2)  # noqa: S311 - no secret
+    rounds, workers = 300, 6
+    barrier = threading.Barrier(workers + 1)
+    current: list[ramet.Child | ramet.Thread] = []
+    child_calls: list[Callable[[ramet.Child], object]] = [
+        ramet.Child.poll,
+        ramet.Child.wait,
+        lambda child: child.wait(1),
+        ramet.Child.close,
+        ramet.Child.kill,
+        lambda _: _orphans.sweep(),
+    ]
+    thread_calls: list[Callable[[ramet.Thread], object]] = [
+        ramet.Thread.join,
+        lambda thread: thread.join(1),
+        ramet.Thread.is_alive,
+    ]
+    errors: list[BaseException] = []
+
+    def work(calls: list[int]) -> None:
+        for choice in calls:
+            barrier.wait()
+            task = current[0]
+            try:
+                if isinstance(task, ramet.Child):
+                    child_calls[choice % len(child_calls)](task)
+                else:
+                    thread_calls[choice % len(thread_calls)](task)
+            except (ValueError, ChildProcessError) as error:  # closed by another
+                if isinstance(task, ramet.Thread):
+                    errors.append(error)
+            except BaseException as error:  # noqa: BLE001 - for the test to report
+                errors.append(error)
+            del task
+            barrier.wait()
+
+    choices = [[random_numbers.randrange(60) for _ in range(rounds)] for _ in range(workers)]
+    threads = [threading.Thread(target=work, args=(chosen,)) for chosen in choices]
+    for thread in threads:
+        thread.start()
+    for turn in range(rounds):
+        if turn % 4 == 3:
+            task: ramet.Child | ramet.Thread = start_thread(lib.spin, 1000)
+        else:
+            task = start(lib.spin, 1000, KINDS[turn % 3])
+        current[:] = [task]
+        barrier.wait()
+        barrier.wait()
+        if isinstance(task, ramet.Child):
+            task.close()
+        else:
+            assert task.join() == 0
+            assert not task.is_alive()
+    current.clear()
+    for thread in threads:
+        thread.join()
+    assert errors == [], errors
+    sweep()
+    with pytest.raises(ChildProcessError):
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | WALL)
+    del task
     census.check(_stacks.pool.kept)
 
 

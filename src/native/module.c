@@ -66,7 +66,7 @@ static PyModuleDef definition_3_13 = DEFINITION(slots_3_13);
 PyMODINIT_FUNC PyInit__native(void);
 
 PyMODINIT_FUNC PyInit__native(void) {
-    if (Py_Version >= 0x030D0000) {
+    if (Py_Version >= 0x030D00B1) { /* the first to know the slot */
         return PyModuleDef_Init(&definition_3_13);
     }
     if (Py_Version >= 0x030C0000) {

@@ -89,10 +89,12 @@ static void move(Task *from, Task *to) {
     from->keep = NULL;
 }
 
-/* Moves what is left of a task to a new object in `waiting`, a deque, or lets go of
- * it if nothing has to be done. All in one: between two steps of Python a signal
- * handler might raise. */
-static int detach(Task *self, PyObject *waiting) {
+/* All in one: between two steps of Python a signal handler might raise. */
+int ramet_task_detach(Task *self) {
+    if (self->users > 0) {
+        self->closing = 1;
+        return 0;
+    }
     int ours = self->owner == getpid(); /* and not a copy of it in a fork */
     int unreaped = self->status == NULL && self->waitable && self->pidfd >= 0;
     if (!ours || (!unreaped && self->stack == NULL)) {
@@ -100,8 +102,10 @@ static int detach(Task *self, PyObject *waiting) {
         ramet_task_release(self);
         return 0;
     }
-    Task *rest = new_task(base_of(Py_TYPE((PyObject *)self)));
+    PyObject *waiting = PyObject_GetAttrString((PyObject *)self, "_waiting");
+    Task *rest = waiting == NULL ? NULL : new_task(base_of(Py_TYPE((PyObject *)self)));
     if (rest == NULL) {
+        Py_XDECREF(waiting);
         return -1;
     }
     rest->pid = self->pid;
@@ -115,13 +119,13 @@ static int detach(Task *self, PyObject *waiting) {
     if (result == NULL) {
         move(rest, self);
     }
+    Py_DECREF(waiting);
     Py_DECREF(rest);
     Py_XDECREF(result);
     return result == NULL ? -1 : 0;
 }
 
-/* The types made of this one have the deque as _waiting, and see in _dropped to what
- * can be done at once. */
+/* The types made of this one see in _dropped to what can be done at once. */
 static void task_finalize(PyObject *object) {
     Task *self = (Task *)object;
     if (is_base(Py_TYPE(object)) || (self->pidfd < 0 && self->stack == NULL)) {
@@ -136,9 +140,7 @@ static void task_finalize(PyObject *object) {
     PyObject *traceback = NULL;
     PyErr_Fetch(&type, &value, &traceback);
     int unreaped = self->status == NULL && self->waitable && self->owner == getpid();
-    PyObject *waiting = PyObject_GetAttrString(object, "_waiting");
-    int result = waiting == NULL ? -1 : detach(self, waiting);
-    Py_XDECREF(waiting);
+    int result = ramet_task_detach(self);
     if (result == 0) {
         PyObject *done = PyObject_CallMethod(object, "_dropped", "i", unreaped);
         result = done == NULL ? -1 : 0;
@@ -313,10 +315,11 @@ PyMethodDef ramet_task_functions[] = {
 
 /* --- methods ------------------------------------------------------------------------------- */
 
-static PyObject *task_detach(Task *self, PyObject *waiting) {
+static PyObject *task_detach(Task *self, PyObject *unused) {
+    (void)unused;
     int result = 0;
     Py_BEGIN_CRITICAL_SECTION(self);
-    result = detach(self, waiting);
+    result = ramet_task_detach(self);
     Py_END_CRITICAL_SECTION();
     return result < 0 ? NULL : Py_NewRef(Py_None);
 }
@@ -372,20 +375,22 @@ static PyObject *task_value(Task *self, PyObject *unused) {
 
 static PyMethodDef task_methods[] = {
     {"_reap", METHOD(ramet_task_reap), METH_FASTCALL, NULL},
+    {"_readable", METHOD(ramet_task_readable), METH_FASTCALL, NULL},
+    {"_send_signal", METHOD(ramet_task_send_signal), METH_O, NULL},
+    {"_ioctl", METHOD(ramet_task_ioctl), METH_FASTCALL, NULL},
     {"_settle", METHOD(ramet_task_settle), METH_O, NULL},
     {"_join", METHOD(ramet_task_join), METH_O, NULL},
     {"_value", METHOD(task_value), METH_NOARGS, NULL},
     {"_is_over", METHOD(task_is_over), METH_NOARGS, NULL},
     {"_let_go", METHOD(task_let_go), METH_NOARGS, NULL},
     {"_release", METHOD(task_release), METH_NOARGS, NULL},
-    {"_detach", METHOD(task_detach), METH_O, NULL},
+    {"_detach", METHOD(task_detach), METH_NOARGS, NULL},
     {"_close_pidfd", METHOD(task_close_pidfd), METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
 static PyMemberDef task_members[] = {
     {"_pid", T_LONG, offsetof(Task, pid), READONLY, NULL},
-    {"_pidfd", T_INT, offsetof(Task, pidfd), READONLY, NULL},
     {"_waitable", T_BOOL, offsetof(Task, waitable), READONLY, NULL},
     {"_owner", T_INT, offsetof(Task, owner), READONLY, NULL},
     {"_flags", T_ULONGLONG, offsetof(Task, flags), READONLY, NULL},
@@ -393,14 +398,21 @@ static PyMemberDef task_members[] = {
     {NULL, 0, 0, 0, NULL},
 };
 
+static PyObject *task_get_pidfd(Task *self, void *closure) {
+    (void)closure;
+    return PyLong_FromLong(self->closing ? -1 : self->pidfd);
+}
+
+static PyGetSetDef task_getset[] = {
+    {"_pidfd", (getter)(void (*)(void))task_get_pidfd, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 static PyType_Slot task_slots[] = {
-    {Py_tp_dealloc, task_dealloc},
-    {Py_tp_finalize, task_finalize},
-    {Py_tp_traverse, task_traverse},
-    {Py_tp_clear, task_clear},
-    {Py_tp_methods, task_methods},
-    {Py_tp_members, task_members},
-    {0, NULL},
+    {Py_tp_dealloc, task_dealloc},   {Py_tp_finalize, task_finalize},
+    {Py_tp_traverse, task_traverse}, {Py_tp_clear, task_clear},
+    {Py_tp_methods, task_methods},   {Py_tp_members, task_members},
+    {Py_tp_getset, task_getset},     {0, NULL},
 };
 
 PyType_Spec ramet_task_spec = {

@@ -13,6 +13,8 @@ typedef struct {
     PyObject_HEAD
     int lock;                  /* held by whoever is in waitid: see wait.c */
     int pidfd;                 /* -1: none, or closed */
+    int users;                 /* calls that block on the pidfd */
+    char closing;              /* to be closed when the last of them is done */
     long pid;                  /* as the caller's pid namespace has it */
     pid_t owner;               /* the process whose child it is */
     char waitable;             /* the kernel will give us its exit status */
@@ -26,8 +28,16 @@ typedef struct {
 /* Lets go of what the task ran on: it is known to be done with it. */
 void ramet_task_release(Task *self);
 
-/* The methods that wait (wait.c). */
+/* Moves what is left of a task to a new object in _waiting, a deque of its type, or lets go of
+ * it if nothing has to be done; once nobody uses the pidfd any more. -1: an exception is
+ * set, nothing is moved. */
+int ramet_task_detach(Task *self);
+
+/* The methods that use the pidfd, or wait (wait.c). */
 PyObject *ramet_task_reap(Task *self, PyObject *const *args, Py_ssize_t count);
+PyObject *ramet_task_readable(Task *self, PyObject *const *args, Py_ssize_t count);
+PyObject *ramet_task_send_signal(Task *self, PyObject *signal);
+PyObject *ramet_task_ioctl(Task *self, PyObject *const *args, Py_ssize_t count);
 PyObject *ramet_task_settle(Task *self, PyObject *status);
 PyObject *ramet_task_join(Task *self, PyObject *timeout);
 

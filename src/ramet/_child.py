@@ -5,20 +5,19 @@ Knows nothing of how the process was started.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import os
 import resource
 import struct
 import time
 import warnings
-from signal import SIGKILL, SIGTERM, Signals, pidfd_send_signal
+from select import POLLIN
+from signal import SIGKILL, SIGTERM, Signals
 from types import TracebackType
 from typing import Self
 
 from ramet import _orphans
-from ramet._deadlines import deadline_after, milliseconds_until
+from ramet._deadlines import deadline_after, nanoseconds_until
 from ramet._flags import CloneFlags
 from ramet._native import Status, Task
 
@@ -175,7 +174,7 @@ class Child(Task):
                 raise TimeoutError(
                     errno.ETIMEDOUT, f"pid {self._pid} still runs after {timeout} seconds"
                 )
-            _orphans.is_readable(self.pidfd, milliseconds_until(deadline))
+            self._readable(nanoseconds_until(deadline), POLLIN)
         return status
 
     def send_signal(self, signal: int) -> None:
@@ -193,8 +192,14 @@ class Child(Task):
         """
         if self._status is not None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            pidfd_send_signal(self.pidfd, signal)
+        error = self._send_signal(signal)
+        if error == errno.EBADF:
+            raise ValueError(f"{self!r} is closed")
+        if error not in {0, errno.ESRCH}:
+            raise OSError(
+                error,
+                f"{os.strerror(error)}: pidfd_send_signal(pidfd of {self._pid}, {signal})",
+            )
 
     def terminate(self) -> None:
         """Send SIGTERM."""
@@ -209,11 +214,12 @@ class Child(Task):
 
         A process that still runs goes on, is no longer waited for here and gives no warning; its
         memory is kept and its end collected behind the scenes. One that was started with
-        CLONE_PIDFD_AUTOKILL is killed by this.
+        CLONE_PIDFD_AUTOKILL is killed by this. While another thread waits for it, the pidfd
+        stays open until that is done.
         """
         if self._flags & _AUTOKILL and self._pidfd >= 0 and not self._is_a_copy():
             self.kill()  # as closing the pidfd would, of which its memory may have need yet
-        self._detach(_orphans.waiting)
+        self._detach()
         _orphans.sweep()
 
     def __enter__(self) -> Self:
@@ -247,24 +253,23 @@ class Child(Task):
         return self._owner != os.getpid()
 
     def _poll(self, patience: int) -> ExitStatus | None:
-        """Collect the exit status, waiting at most `patience` ms for others to reap."""
+        """Collect the exit status, waiting at most `patience` ns for others to reap."""
         status = self._reap(os.WNOHANG, ExitStatus)
         if status is not None:
             return status
-        pidfd = self._pidfd
-        if pidfd < 0:
+        if self._pidfd < 0:
             raise ValueError(f"{self!r} was closed before it was waited for")
         if self._is_a_copy():
             raise self._lost("it is a child of the process that this one was forked from")
-        if self._waitable or not _orphans.is_readable(pidfd, 0):
+        if self._waitable or not self._readable(0, POLLIN):
             return None
-        return self._ask_pidfd(pidfd, patience)
+        return self._ask_pidfd(patience)
 
     def _lost(self, reason: str) -> ChildProcessError:
         text = f"{os.strerror(errno.ECHILD)}: the exit status of pid {self._pid} is not to be had"
         return ChildProcessError(errno.ECHILD, f"{text}: {reason}")
 
-    def _ask_pidfd(self, pidfd: int, patience: int) -> ExitStatus | None:
+    def _ask_pidfd(self, patience: int) -> ExitStatus | None:
         """Find the status of a process that has exited and is, or will be, reaped by others."""
         if self._flags & CloneFlags.PARENT:
             patience = 0
@@ -272,9 +277,9 @@ class Child(Task):
         else:
             reason = "it went to another wait, or to nobody since SIGCHLD is ignored"
         try:
-            wait_status = exit_info(pidfd)
-            if wait_status is None and _orphans.is_readable(pidfd, patience, events=0):
-                wait_status = exit_info(pidfd)
+            wait_status = exit_info(self)
+            if wait_status is None and self._readable(patience, 0):
+                wait_status = exit_info(self)
         except OSError as error:
             if error.errno in _NOT_TOLD:
                 raise self._lost(reason) from None
@@ -308,15 +313,15 @@ _INFO_EXIT = 1 << 3
 _GET_INFO = 0xC000_FF0B | _INFO.size << 16
 # ENOTTY, EINVAL: no such request before Linux 6.13; ESRCH: reaped and, before 6.15, forgotten.
 _NOT_TOLD = {errno.ENOTTY, errno.EINVAL, errno.ESRCH}
-# Milliseconds that the kernel may take to reap what nobody waits for, once it has exited.
-_REAPED_SOON = 1000
+# Nanoseconds that the kernel may take to reap what nobody waits for, once it has exited.
+_REAPED_SOON = 10**9
 
 
-def exit_info(pidfd: int) -> int | None:
+def exit_info(task: Task) -> int | None:
     """Ask for the wait status of a process that somebody else reaped (Linux 6.15).
 
     Args:
-        pidfd: the pidfd of a process that has exited.
+        task: a process that has exited.
 
     Returns:
         The status as wait(2) gives it, or None if it was not reaped yet.
@@ -325,6 +330,8 @@ def exit_info(pidfd: int) -> int | None:
         OSError: the kernel does not tell.
     """
     request = bytearray(_INFO.pack(_INFO_EXIT, *[0] * 13))
-    fcntl.ioctl(pidfd, _GET_INFO, request)
+    error = task._ioctl(_GET_INFO, request)
+    if error:
+        raise OSError(error, os.strerror(error))
     mask, *_, wait_status = _INFO.unpack(request)
     return int(wait_status) if mask & _INFO_EXIT else None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 
-# poll(2) takes an int of milliseconds.
-_LONGEST = 2**31 - 1
+_NANOSECONDS = 10**9
+_LONGEST = 2**62  # nanoseconds, about 146 years; stands for all that is longer
 
 
 def check_timeout(timeout: float | None) -> float | None:
@@ -43,8 +43,11 @@ def deadline_after(timeout: float | None) -> float | None:
     return None if seconds is None else time.monotonic() + seconds
 
 
-def milliseconds_until(deadline: float | None) -> int | None:
-    """Say how long poll may wait, rounded up so that it does not spin before the deadline."""
-    if deadline is None:
-        return None
-    return math.ceil(min(max(deadline - time.monotonic(), 0) * 1000, _LONGEST))
+def nanoseconds(seconds: float | None) -> int:
+    """Turn checked seconds into what the methods of Task take: nanoseconds, or -1 for ever."""
+    return -1 if seconds is None else int(min(max(seconds, 0) * _NANOSECONDS, _LONGEST))
+
+
+def nanoseconds_until(deadline: float | None) -> int:
+    """Say how long it is to a deadline, as `nanoseconds`; 0 when it has passed."""
+    return nanoseconds(None if deadline is None else deadline - time.monotonic())

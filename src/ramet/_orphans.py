@@ -8,9 +8,9 @@ stacks, not the handles.
 from __future__ import annotations
 
 import os
-import select
 from collections import deque
 from contextlib import suppress
+from select import POLLIN
 
 from ramet._native import Status, Task
 
@@ -48,23 +48,7 @@ def _has_exited(task: Task) -> bool:
     """Whether a task has ended; if its exit status is ours to collect, it is reaped."""
     if task._reap(os.WNOHANG, Status) is not None:
         return True
-    return not task._waitable and is_readable(task._pidfd, 0)
-
-
-def is_readable(pidfd: int, milliseconds: int | None, events: int = select.POLLIN) -> bool:
-    """Wait until a pidfd says that its task has exited.
-
-    Args:
-        pidfd: the descriptor.
-        milliseconds: the longest to wait, None for ever.
-        events: ``POLLIN`` (exited) or 0 (reaped too: ``POLLHUP``, Linux 6.9).
-
-    Returns:
-        False at the timeout.
-    """
-    poller = select.poll()
-    poller.register(pidfd, events)
-    return bool(poller.poll(milliseconds))
+    return not task._waitable and task._readable(0, POLLIN)
 
 
 def _after_fork_in_child() -> None:

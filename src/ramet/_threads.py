@@ -10,10 +10,8 @@ from types import TracebackType
 from typing import Self
 
 from ramet import _orphans
-from ramet._deadlines import check_timeout
+from ramet._deadlines import check_timeout, nanoseconds
 from ramet._native import Task
-
-_NANOSECONDS = 10**9
 
 
 class Thread(Task):
@@ -73,7 +71,7 @@ class Thread(Task):
 
         Source: futex(2), set_tid_address(2).
         """
-        if not self._join(_nanoseconds(timeout)):
+        if not self._join(nanoseconds(check_timeout(timeout))):
             raise TimeoutError(
                 errno.ETIMEDOUT, f"thread {self._pid} still runs after {timeout} seconds"
             )
@@ -97,10 +95,3 @@ class Thread(Task):
     def _dropped(self, unreaped: int) -> None:  # noqa: ARG002 - as Child has it
         """Go on from where this object has been dropped; what was left is an orphan by now."""
         _orphans.sweep()
-
-
-def _nanoseconds(timeout: float | None) -> int:
-    """Turn seconds into what Task._join takes: nanoseconds, or -1 for ever."""
-    seconds = check_timeout(timeout)
-    # About 146 years, half of what 64 bits hold, stand for all that is longer.
-    return -1 if seconds is None else int(min(seconds * _NANOSECONDS, 2**62))
