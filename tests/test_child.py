@@ -15,7 +15,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 import ramet
-from ramet import CloneFlags, ExitStatus
+from ramet import CloneFlags, ExitStatus, _child
 from tests.childlib import WALL, Library, Script, load, run, start
 from tests.isolated import run_function
 from tests.waiting import (
@@ -151,7 +151,7 @@ def test_bad_timeouts() -> None:
     with running() as (child, _):
         with pytest.raises(ValueError, match="timeout is not a number"):
             child.wait(math.nan)
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match="timeout must be a number of seconds or None, not str"):
             child.wait("1")  # type: ignore[arg-type]
 
 
@@ -405,6 +405,20 @@ def test_reaped_by_others(way: str, flags: int, lib: Library) -> None:
     with start(lib.raise_signal, signal.SIGUSR2, flags) as child:
         os.waitid(os.P_PID, child.pid, os.WEXITED | WALL)
         told_or_lost(child, way, ExitStatus(os.CLD_KILLED, signal.SIGUSR2))
+
+
+def test_poll_never_blocks(lib: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither where the kernel will not tell, nor where it does not yet."""
+    with closing(start(lib.identity, 3)) as child:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | WALL)
+        for error in (errno.ENOTTY, errno.EINVAL, errno.ESRCH):
+            monkeypatch.setattr(ramet.Child, "_ioctl", lambda *_, error=error: error)
+            with pytest.raises(ChildProcessError):
+                child.poll()
+        monkeypatch.setattr(_child, "exit_info", lambda _: None)
+        assert child.poll() is None
+        with pytest.raises(ChildProcessError):  # a second is long enough
+            child.wait()
 
 
 def test_clone_parent() -> None:

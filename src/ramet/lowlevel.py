@@ -10,8 +10,8 @@ With ``CLONE_VM`` the GIL is released for the time of the call, without it is he
 
 from __future__ import annotations
 
-import struct
 import sys
+from array import array
 from collections.abc import Sequence
 
 from ramet import _native
@@ -105,16 +105,16 @@ def clone3(
     Raises:
         OSError: the kernel's errno, with the call in words; EINVAL without a system call if `fn`
             or `stack` is 0 or `stack_size` too small.
-        TypeError: an argument is no int.
-        OverflowError: an argument is negative or longer than 64 bits.
-        struct.error: an id in `set_tid` does not fit into a pid_t.
+        TypeError: an argument, or an id in `set_tid`, is no int.
+        OverflowError: an argument is negative or longer than 64 bits, or an id in `set_tid` does
+            not fit into a pid_t.
 
     Source: clone(2), clone3.
     """
     sys.audit("ramet.clone", fn, flags)
     size = CLONE_ARGS_SIZE_VER0
-    ids = bytearray(struct.pack(f"={len(set_tid)}i", *set_tid))
-    if set_tid:
+    ids = array("i", set_tid)
+    if ids:
         size = CLONE_ARGS_SIZE_VER1
     if cgroup is not None:
         size = CLONE_ARGS_SIZE_VER2
@@ -130,8 +130,8 @@ def clone3(
         stack,
         stack_size,
         tls,
-        _native.address(ids) if set_tid else 0,
-        len(set_tid),
+        _native.address(ids) if ids else 0,
+        len(ids),
         cgroup or 0,
     )
     if result < 0:
@@ -145,8 +145,8 @@ def clone3(
             stack=stack,
             stack_size=stack_size,
             tls=tls,
-            set_tid=list(set_tid),
+            set_tid=list(ids),
             cgroup=cgroup,
         )
-        raise call_error(-result, call, advise(-result, flags, set_tid=bool(set_tid)))
+        raise call_error(-result, call, advise(-result, flags, set_tid=bool(ids)))
     return result
