@@ -138,6 +138,7 @@ def a_neighbour(pool: _native.Pool) -> int:
         if got == address:
             ctypes.memmove(address, PATTERN, PAGE)
             return address
+        pool.clear()
         hogs.append(mmap.mmap(-1, DEFAULT_STACK_SIZE + PAGE))  # so that the next lies elsewhere
     raise AssertionError("no stack has room below it")
 

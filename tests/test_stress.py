@@ -183,7 +183,7 @@ def check_storm_that_raises(flags: int | str) -> None:
     """Wherever a handler raises, no child is lost: it is reaped by someone, some time."""
     warnings.simplefilter("ignore", ResourceWarning)
     # A handler may run in a finalizer; but not in here, since this is no Python function.
-    sys.unraisablehook = deque(maxlen=0).append
+    sys.unraisablehook = deque[object](maxlen=0).append
     lib = load()
     census = Census()
     rounds = raised = 0
