@@ -29,9 +29,10 @@ long ramet_launch(struct ramet_launch *launch) {
      * itself (32 and 33), whose handlers must not run in the child either. */
     ramet_syscall4(__NR_rt_sigprocmask, SIG_SETMASK, (long)&all, (long)&mask, sizeof all);
 
-    /* Shared handlers stay blocked: they would run on a stack and a thread pointer
-     * that they know nothing of. */
-    record->mask = (launch->args.flags & CLONE_SIGHAND) ? all : mask;
+    /* Shared handlers stay blocked: they would run on a stack and a thread pointer that they
+     * know nothing of. So does all in a program, until it execs. */
+    record->caller_mask = mask;
+    record->mask = (launch->args.flags & CLONE_SIGHAND) || record->program != NULL ? all : mask;
     record->reset_handlers = launch->use_clone && !(launch->args.flags & CLONE_SIGHAND);
 
     long result = launch->use_clone

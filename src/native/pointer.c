@@ -22,6 +22,37 @@ static PyObject *pointer_address(PyObject *module, PyObject *object) {
     return address;
 }
 
+/* pointers(list of bytes) -> bytes: an array of char * with a NULL at the end, as for
+ * execve. CPython's bytes end with a NUL. */
+static PyObject *pointer_pointers(PyObject *module, PyObject *list) {
+    (void)module;
+    Py_ssize_t count = PyList_Size(list);
+    if (count < 0) {
+        return NULL;
+    }
+    PyObject *array = PyBytes_FromStringAndSize(NULL, (count + 1) * (Py_ssize_t)sizeof(char *));
+    if (array == NULL) {
+        return NULL;
+    }
+    char **words = (char **)PyBytes_AsString(array);
+    for (Py_ssize_t i = 0; i < count; i++) {
+        words[i] = PyBytes_AsString(PyList_GetItem(list, i));
+        if (words[i] == NULL) {
+            Py_DECREF(array);
+            return NULL;
+        }
+    }
+    words[count] = NULL;
+    return array;
+}
+
+/* bytes_address(bytes) -> where they lie, as long as the object is there. */
+static PyObject *pointer_bytes_address(PyObject *module, PyObject *object) {
+    (void)module;
+    char *address = PyBytes_AsString(object);
+    return address == NULL ? NULL : PyLong_FromVoidPtr(address);
+}
+
 /* word_error(address) -> 0 if an int can be stored there, EFAULT, or EINVAL if it is not aligned.
  *
  * The kernel tries, without a change: it adds 0 (FUTEX_WAKE_OP, futex(2)). The comparison
@@ -40,6 +71,8 @@ static PyObject *pointer_word_error(PyObject *module, PyObject *object) {
 
 PyMethodDef ramet_pointer_methods[] = {
     {"address", pointer_address, METH_O, NULL},
+    {"pointers", pointer_pointers, METH_O, NULL},
+    {"bytes_address", pointer_bytes_address, METH_O, NULL},
     {"word_error", pointer_word_error, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };

@@ -78,6 +78,7 @@ struct ramet_stack *ramet_pool_take(PyObject *object) {
 
 void ramet_pool_give(PyObject *object, struct ramet_stack *stack) {
     Pool *self = (Pool *)object;
+    ramet_stack_take_back(stack);
     for (Py_ssize_t i = 0; i < self->kept; i++) {
         struct ramet_stack *none = NULL;
         if (__atomic_compare_exchange_n(&self->idle[i], &none, stack, false, __ATOMIC_ACQ_REL,

@@ -15,6 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "dumpable.h"
 #include "stack.h"
 
 /* What a word holds until the kernel clears it. Any value but 0 will do. */
@@ -54,12 +55,27 @@ void ramet_stack_unmap(struct ramet_stack *stack) {
     free(stack);
 }
 
+void ramet_stack_take_back(struct ramet_stack *stack) {
+    if (stack->holds_dumpable) {
+        stack->holds_dumpable = 0;
+        ramet_dumpable_release();
+    }
+}
+
 int ramet_stack_lend(struct ramet_stack *stack, struct ramet_launch *launch) {
     struct clone_args *args = &launch->args;
     launch->record = stack->record;
     args->stack = (uint64_t)(stack->base + stack->guard);
     args->stack_size = (uint64_t)((char *)stack->record - (stack->base + stack->guard));
     stack->record->returned = 0;
+    stack->record->failed = 0;
+    stack->record->step = 0;
+    const struct ramet_program *program = stack->record->program;
+    if (program != NULL && (program->flags & RAMET_PROGRAM_CHANGES_CREDENTIALS) &&
+        (args->flags & CLONE_VM)) {
+        ramet_dumpable_hold();
+        stack->holds_dumpable = 1;
+    }
     stack->word = NULL;
     stack->tid = 0;
     stack->released = 0;

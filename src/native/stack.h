@@ -15,6 +15,7 @@ struct ramet_stack {
     int *word;                   /* what the kernel clears at the end; NULL: nothing does */
     int tid;                     /* of a thread whose word is its user's; 0: the word is ours */
     int released;                /* the task was seen to have let go */
+    int holds_dumpable;          /* the task may change its credentials: see dumpable.h */
 };
 
 /* Maps a stack of at least size bytes. NULL: errno is set, nothing is mapped. */
@@ -22,9 +23,12 @@ struct ramet_stack *ramet_stack_map(size_t size);
 
 void ramet_stack_unmap(struct ramet_stack *stack);
 
+/* Takes back what was lent: no task is on it. */
+void ramet_stack_take_back(struct ramet_stack *stack);
+
 /* Lends a stack that no task is on to a launch: fills in record, stack, and what tells
  * of its end. Returns whether a task that is started by it will need the stack after the
- * call. */
+ * call. fn, arg and program of the record are set. */
 int ramet_stack_lend(struct ramet_stack *stack, struct ramet_launch *launch);
 
 /* The task that it was lent to has been started. */

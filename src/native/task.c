@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <unistd.h>
 
+#include "dumpable.h"
 #include "pool.h"
 #include "task.h"
 
@@ -43,10 +44,17 @@ static int is_over(Task *self) {
     return self->stack == NULL || ramet_stack_released(self->stack);
 }
 
+static void take_report(Task *self, const struct ramet_record *record) {
+    self->failed = (char)__atomic_load_n(&record->failed, __ATOMIC_ACQUIRE);
+    self->step = record->step;
+    self->result = record->result;
+}
+
 void ramet_task_release(Task *self) {
     struct ramet_stack *stack = self->stack;
     self->stack = NULL;
     if (stack != NULL) {
+        take_report(self, stack->record);
         ramet_pool_give(self->pool, stack);
     }
     Py_CLEAR(self->keep);
@@ -286,9 +294,11 @@ static PyObject *start_task(PyObject *module, PyObject *const *args, Py_ssize_t 
         Py_DECREF(self);
         return NULL;
     }
+    int is_program = request.fn == ramet_run_program;
+    stack->record->fn = request.fn;
+    stack->record->arg = is_program ? stack->record : request.arg;
+    stack->record->program = is_program ? request.arg : NULL;
     int lasting = ramet_stack_lend(stack, &launch);
-    launch.record->fn = request.fn;
-    launch.record->arg = request.arg;
     self->flags = launch.args.flags;
     self->waitable = (self->flags & NOT_OURS) ? 0 : 1;
     self->owner = getpid();
@@ -299,6 +309,7 @@ static PyObject *start_task(PyObject *module, PyObject *const *args, Py_ssize_t 
         self->keep = Py_NewRef(args[KEEP]);
         self->stack = stack;
     } else {
+        take_report(self, stack->record);
         ramet_pool_give(pool, stack);
     }
     if (result < 0) {
@@ -308,7 +319,15 @@ static PyObject *start_task(PyObject *module, PyObject *const *args, Py_ssize_t 
     return (PyObject *)self;
 }
 
+static PyObject *after_fork(PyObject *module, PyObject *unused) {
+    (void)module;
+    (void)unused;
+    ramet_dumpable_after_fork();
+    Py_RETURN_NONE;
+}
+
 PyMethodDef ramet_task_functions[] = {
+    {"after_fork", METHOD(after_fork), METH_NOARGS, NULL},
     {"start", METHOD(start_task), METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };
@@ -373,6 +392,17 @@ static PyObject *task_value(Task *self, PyObject *unused) {
     return PyLong_FromLong(record->value);
 }
 
+/* progress() -> the step of its program that a task makes now, as far as is known. */
+static PyObject *task_progress(Task *self, PyObject *unused) {
+    (void)unused;
+    unsigned long long step = 0;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    step = self->stack == NULL ? self->step
+                               : __atomic_load_n(&self->stack->record->step, __ATOMIC_RELAXED);
+    Py_END_CRITICAL_SECTION();
+    return PyLong_FromUnsignedLongLong(step);
+}
+
 static PyMethodDef task_methods[] = {
     {"_reap", METHOD(ramet_task_reap), METH_FASTCALL, NULL},
     {"_readable", METHOD(ramet_task_readable), METH_FASTCALL, NULL},
@@ -380,6 +410,8 @@ static PyMethodDef task_methods[] = {
     {"_ioctl", METHOD(ramet_task_ioctl), METH_FASTCALL, NULL},
     {"_settle", METHOD(ramet_task_settle), METH_O, NULL},
     {"_join", METHOD(ramet_task_join), METH_O, NULL},
+    {"_progress", METHOD(task_progress), METH_NOARGS, NULL},
+    {"_killed_by", METHOD(ramet_task_killed_by), METH_NOARGS, NULL},
     {"_value", METHOD(task_value), METH_NOARGS, NULL},
     {"_is_over", METHOD(task_is_over), METH_NOARGS, NULL},
     {"_let_go", METHOD(task_let_go), METH_NOARGS, NULL},
@@ -394,6 +426,8 @@ static PyMemberDef task_members[] = {
     {"_waitable", T_BOOL, offsetof(Task, waitable), READONLY, NULL},
     {"_owner", T_INT, offsetof(Task, owner), READONLY, NULL},
     {"_flags", T_ULONGLONG, offsetof(Task, flags), READONLY, NULL},
+    {"_failed", T_BOOL, offsetof(Task, failed), READONLY, NULL},
+    {"_result", T_LONG, offsetof(Task, result), READONLY, NULL},
     {"_status", T_OBJECT, offsetof(Task, status), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
 };

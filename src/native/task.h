@@ -23,6 +23,11 @@ typedef struct {
     PyObject *pool;            /* where that comes from; stays */
     PyObject *keep;            /* what else it may touch there */
     unsigned long long flags;
+
+    /* Of a program, once the task has let go of the stack: see struct ramet_record. */
+    unsigned long long step;
+    long result;
+    char failed;
 } Task;
 
 /* Lets go of what the task ran on: it is known to be done with it. */
@@ -38,6 +43,7 @@ PyObject *ramet_task_reap(Task *self, PyObject *const *args, Py_ssize_t count);
 PyObject *ramet_task_readable(Task *self, PyObject *const *args, Py_ssize_t count);
 PyObject *ramet_task_send_signal(Task *self, PyObject *signal);
 PyObject *ramet_task_ioctl(Task *self, PyObject *const *args, Py_ssize_t count);
+PyObject *ramet_task_killed_by(Task *self, PyObject *unused);
 PyObject *ramet_task_settle(Task *self, PyObject *status);
 PyObject *ramet_task_join(Task *self, PyObject *timeout);
 

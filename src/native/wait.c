@@ -254,6 +254,20 @@ PyObject *ramet_task_send_signal(Task *self, PyObject *signal) {
     return PyLong_FromLong(result < 0 ? error : 0);
 }
 
+/* killed_by() -> the signal that has ended the process, 0 if none has; it stays to be reaped. */
+PyObject *ramet_task_killed_by(Task *self, PyObject *unused) {
+    (void)unused;
+    siginfo_t info;
+    info.si_pid = 0;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    if (syscall(SYS_waitid, P_PIDFD, self->pidfd, &info, WEXITED | WNOHANG | WNOWAIT | __WALL,
+                NULL) < 0) {
+        info.si_pid = 0;
+    }
+    Py_END_CRITICAL_SECTION();
+    return PyLong_FromLong(info.si_pid == 0 || info.si_code == CLD_EXITED ? 0 : info.si_status);
+}
+
 /* ioctl(request, bytearray) -> 0 or errno */
 PyObject *ramet_task_ioctl(Task *self, PyObject *const *args, Py_ssize_t count) {
     if (count != 2 || !PyByteArray_Check(args[1])) {

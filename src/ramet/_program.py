@@ -1,0 +1,510 @@
+"""Program: a straight list of system calls, made by a child before it execs or exits.
+
+Compiled to the structures of src/native/program.h. Knows system calls by name and number, not what
+they do: that is in _steps.
+"""
+
+from __future__ import annotations
+
+import errno
+import operator
+import os
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from ramet import _native
+from ramet._child import Child, ExitStatus
+from ramet._child_error import ChildError, failed_step, killed_in_step
+from ramet._clone import HasFileno, clone
+from ramet._deadlines import check_timeout, nanoseconds
+from ramet._flags import CloneFlags
+from ramet._steps import Steps
+from ramet._syscalls import NUMBERS
+
+_F = CloneFlags
+_WORD = 1 << 64
+_MOST_ARGUMENTS = 6
+_MOST_ERRNO = 191
+
+# src/native/program.h
+_UNBLOCKS, _EXPECTS, _OR_NEXT = 1, 2, 4
+_CHANGES_CREDENTIALS = 1
+_HEADER = "QQ"
+_STEP = "q6QIIIIq3Q"
+
+
+class Result:
+    """What a step of a program will have returned: an argument for later steps.
+
+    Attributes:
+        index: the step, from 0.
+        pointer: the address where the result lies, for system calls that want one.
+    """
+
+    __slots__ = ("_program", "index")
+
+    def __init__(self, program: Program, index: int) -> None:
+        self._program = program
+        self.index = index
+
+    @property
+    def pointer(self) -> ResultPointer:
+        """Stand for the address of the result (8 bytes, little-endian)."""
+        return ResultPointer(self)
+
+    def __repr__(self) -> str:
+        return f"#{self.index + 1}"
+
+
+class ResultPointer:
+    """The address of a `Result`."""
+
+    __slots__ = ("result",)
+
+    def __init__(self, result: Result) -> None:
+        self.result = result
+
+    def __repr__(self) -> str:
+        return f"&{self.result!r}"
+
+
+@dataclass(slots=True)
+class Step:
+    """One system call of a program."""
+
+    name: str
+    number: int
+    args: tuple[Any, ...]
+    words: list[int]
+    from_results: int
+    to_results: int
+    flags: int
+    expected: int
+    tolerated: frozenset[int]
+    spell: Callable[[int, object], str] | None
+    path: int | None
+
+    def __str__(self) -> str:
+        """Render like strace does."""
+        spell = self.spell
+        parts = [
+            (spell(i, arg) if spell is not None else "") or render(arg)
+            for i, arg in enumerate(self.args)
+        ]
+        return f"{self.name}({', '.join(parts)})"
+
+
+class _Code(bytearray):
+    """A compiled program, and what its addresses point to."""
+
+    __slots__ = ("pins",)
+    pins: list[object]
+
+
+class Program(Steps):
+    """A straight list of system calls, made by a child before it execs or exits.
+
+    Put together once, started any number of times, also by several threads at once. What fails
+    ends the program; the start then raises `ChildError`, which names the step.
+
+    A child that runs a program shares the memory of this process: it costs the same whatever the
+    size of that, and no code but the kernel's runs in it. Signals are blocked, and handlers reset,
+    until it execs.
+
+    ``str(program)`` lists the steps, numbered from 1, like strace would; ``#2`` stands for the
+    result of step 2. ``len(program)`` is their number.
+    """
+
+    def __init__(self) -> None:
+        self._steps: list[Step] = []
+        self._pins: list[object] = []
+        self._code: _Code | None = None
+
+    # --- steps ------------------------------------------------------------------------------
+
+    def syscall(
+        self,
+        name: str | int,
+        *args: object,
+        tolerate: Iterable[int] = (),
+        expect: int | None = None,
+    ) -> Result:
+        """Add a system call.
+
+        Args:
+            name: its name, without a prefix (``"mkdirat"``), or its number.
+            args: at most six. An int; None (NULL); a str, bytes or path (its address, with a NUL
+                at the end); a list or tuple of these (the address of a NULL-terminated array, as
+                for execve); a `Result`, or the `Result.pointer`, of an earlier step; or a writable
+                buffer (its address; all starts of the program share it).
+            tolerate: errnos that are no failure.
+            expect: a result other than this is a failure, too.
+
+        Returns:
+            What the call will have returned, for later steps. After a tolerated error that is the
+            errno, negated.
+
+        Raises:
+            ValueError: there is no such system call on this architecture; it is one that must not
+                be made in memory that is shared (it returns twice, changes the memory or the
+                state of the thread); a string has a NUL in it; an int has more than 64 bits; or
+                the program is too long (1,024 steps).
+            TypeError: an argument is none of these, or there are too many.
+
+        Source: syscall(2), syscalls(2).
+        """
+        return self._add(name, args, tolerate=tolerate, expect=expect)
+
+    def _add(
+        self,
+        name: str | int,
+        args: Sequence[object],
+        *,
+        tolerate: Iterable[int] = (),
+        expect: int | None = None,
+        or_next: bool = False,
+        unblocks: bool = False,
+        spell: Callable[[int, object], str] | None = None,
+        path: int | None = None,
+    ) -> Result:
+        """Add a step.
+
+        `spell` renders an argument, or leaves it; `path` is the one that may be at fault.
+        """
+        if isinstance(name, str):
+            number = NUMBERS.get(name)
+            if number is None:
+                raise ValueError(f"this architecture has no system call {name!r}")
+        else:
+            number = operator.index(name)
+            name = _names().get(number, f"syscall_{number}")
+        if name in _REFUSED:
+            raise ValueError(f"{name} must not be part of a program: {_REFUSED[name]}")
+        if name == "prctl" and args and args[0] in _REFUSED_PRCTL:
+            raise ValueError(f"prctl({args[0]}) must not be part of a program: {_IS_SHARED}")
+        if len(args) > _MOST_ARGUMENTS:
+            raise TypeError(f"a system call has at most 6 arguments, {name} got {len(args)}")
+        if len(self._steps) == _native.most_steps:
+            raise ValueError(f"a program has at most {_native.most_steps} steps")
+        from_results = to_results = 0
+        words = []
+        for i, arg in enumerate(args):
+            if type(arg) is int and 0 <= arg < _WORD:
+                words.append(arg)
+            elif isinstance(arg, Result):
+                from_results |= 1 << i
+                words.append(self._index(arg))
+            elif isinstance(arg, ResultPointer):
+                to_results |= 1 << i
+                words.append(self._index(arg.result))
+            else:
+                words.append(self._word(arg))
+        tolerated = frozenset(tolerate)
+        if not all(isinstance(error, int) and 0 < error <= _MOST_ERRNO for error in tolerated):
+            raise ValueError(f"tolerate must have errnos: {tolerate!r}")
+        flags = unblocks * _UNBLOCKS | or_next * _OR_NEXT | (expect is not None) * _EXPECTS
+        if name in _EXECS:
+            flags |= _UNBLOCKS
+        words.extend([0] * (_MOST_ARGUMENTS - len(words)))
+        step = Step(
+            name,
+            number,
+            tuple(args),
+            words,
+            from_results,
+            to_results,
+            flags,
+            expect or 0,
+            tolerated,
+            spell,
+            path,
+        )
+        self._steps.append(step)
+        self._code = None
+        return Result(self, len(self._steps) - 1)
+
+    def _index(self, result: Result) -> int:
+        if result._program is not self:
+            raise ValueError(f"{result!r} is a result of another program")
+        return result.index
+
+    def _word(self, arg: object) -> int:
+        """Turn an argument into a word, and pin what it points to."""
+        if arg is None:
+            return 0
+        if isinstance(arg, int):
+            if not -_WORD // 2 <= arg < _WORD:
+                raise ValueError(f"an argument has at most 64 bits: {arg:#x}")
+            return int(arg) % _WORD
+        if isinstance(arg, str | os.PathLike):
+            return self._pin(c_string(arg))
+        if isinstance(arg, bytes):
+            return self._pin(arg)
+        if isinstance(arg, list | tuple):
+            strings = [c_string(item) for item in arg]
+            self._pins.append(strings)
+            return self._pin(_native.pointers(strings))
+        try:
+            view = memoryview(arg)  # type: ignore[arg-type]
+            address = _native.address(view)
+        except (TypeError, BufferError) as error:
+            kind = type(arg).__name__
+            raise TypeError(f"an argument of a system call can't be a {kind} ({error})") from None
+        self._pins.append(view)
+        return address
+
+    def _pin_bytes(self, data: bytes) -> int:
+        return self._pin(data)
+
+    def _pin(self, data: bytes) -> int:
+        self._pins.append(data)
+        return _native.bytes_address(data)
+
+    # --- compilation ------------------------------------------------------------------------
+
+    def _compile(self) -> _Code:
+        steps = self._steps
+        words: list[int] = [len(steps), 0]
+        for step in steps:
+            tolerated = sum(1 << error for error in step.tolerated)
+            words += (step.number, *step.words, step.from_results, step.to_results, step.flags, 0)
+            words += (
+                step.expected,
+                tolerated % _WORD,
+                tolerated >> 64 & _WORD - 1,
+                tolerated >> 128,
+            )
+            if step.name in _CREDENTIALS:
+                words[1] |= _CHANGES_CREDENTIALS
+        code = _Code(_layout(len(steps)).pack(*words))
+        code.pins = list(self._pins)
+        return code
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __str__(self) -> str:
+        width = len(str(len(self._steps)))
+        return "\n".join(f"{i:{width}}  {step}" for i, step in enumerate(self._steps, 1))
+
+    def __repr__(self) -> str:
+        return f"<ramet.Program of {len(self._steps)} steps>"
+
+    # --- starting ---------------------------------------------------------------------------
+
+    def start(
+        self,
+        *,
+        flags: int = 0,
+        exit_signal: int | None = None,
+        set_tid: Sequence[int] = (),
+        cgroup: int | str | os.PathLike[str] | HasFileno | None = None,
+        timeout: float | None = None,
+    ) -> Child:
+        """Start a child that runs the program, and wait until it has execed or ended.
+
+        A program that ends without exec makes the child exit with 0.
+
+        Args:
+            flags: `CloneFlags` beside VM, which is always there, and VFORK: what the child shares,
+                and its namespaces.
+            exit_signal: as of `ramet.clone`.
+            set_tid: as of `ramet.clone`.
+            cgroup: as of `ramet.clone`.
+            timeout: seconds that the program may take. By default it may take for ever; the calling
+                thread then cannot be interrupted, but for its being killed.
+
+        Returns:
+            The child.
+
+        Raises:
+            ChildError: a step failed, or a signal ended the child before it was done; the child
+                has been reaped.
+            TimeoutError: the program took too long; the child has been killed.
+            ValueError: flags that do not go together, or with a program.
+            OSError: the kernel refuses to start the child.
+        """
+        # The child keeps the old version if it is still at it while a step is added.
+        code = self._code
+        if code is None:
+            code = self._code = self._compile()
+        flags = operator.index(flags)
+        if flags & _NEVER:
+            raise ValueError(
+                "a program runs in a process with handlers of its own, and without a thread "
+                "pointer: THREAD, SIGHAND, SETTLS, CHILD_SETTID and CHILD_CLEARTID are not for it"
+            )
+        seconds = check_timeout(timeout)
+        flags |= _VM if seconds is not None else _VM_VFORK
+        child = clone(
+            _native.run_program,
+            code,
+            flags,
+            exit_signal=exit_signal,
+            set_tid=set_tid,
+            cgroup=cgroup,
+        )
+        assert isinstance(child, Child)  # noqa: S101 - for types: THREAD is refused
+        if seconds is not None:
+            self._wait(child, seconds)
+        if child._failed:
+            raise self._failure(child)
+        signal = child._killed_by()
+        if signal and self._was_killed(child):
+            raise self._killed(child)
+        return child
+
+    def _wait(self, child: Child, seconds: float) -> None:
+        """Wait until the child has let go of our memory."""
+        try:
+            done = child._join(nanoseconds(seconds))
+        except BaseException:
+            child.kill()
+            child.close()
+            raise
+        if not done:
+            step = min(child._progress(), len(self._steps) - 1)
+            child.kill()
+            child.close()  # its memory is kept until it is gone, however long that takes
+            raise TimeoutError(
+                errno.ETIMEDOUT,
+                f"{self._steps[step]} has not ended after {seconds} seconds "
+                f"(step {step + 1} of {len(self)})",
+            )
+        child._let_go()
+
+    def _failure(self, child: Child) -> ChildError:
+        with child:
+            child.wait()
+        index, result = child._progress(), child._result
+        step = self._steps[index]
+        filename = None
+        if step.path is not None and result < 0:
+            named = step.args[step.path]
+            filename = os.fspath(named) if isinstance(named, str | bytes | os.PathLike) else None
+        return failed_step(
+            result,
+            str(step),
+            index + 1,
+            len(self._steps),
+            filename=filename,
+            expected=step.expected,
+        )
+
+    def _was_killed(self, child: Child) -> bool:
+        """Whether a child that a signal has ended had not execed."""
+        step = child._progress()
+        if step >= len(self._steps):
+            return False  # at its end, on its way to exit
+        if self._steps[step].name not in _EXECS:
+            return True
+        try:
+            with open(f"/proc/{child.pid}/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+        except OSError:
+            return False  # no way to know; it may well have execed
+        return bool(int(fields[_STAT_FLAGS]) & _PF_FORKNOEXEC)
+
+    def _killed(self, child: Child) -> ChildError:
+        step = child._progress()
+        with child:
+            status: ExitStatus = child.wait()
+        return killed_in_step(str(self._steps[step]), step + 1, len(self._steps), status)
+
+
+# /proc/PID/stat, after the command: state is field 3, flags is 9 (proc_pid_stat(5)).
+_STAT_FLAGS = 9 - 3
+_PF_FORKNOEXEC = 0x40  # include/linux/sched.h: forked but didn't exec
+
+_VM_VFORK = int(_F.VM | _F.VFORK)
+_VM = int(_F.VM)
+_NEVER = int(_F.THREAD | _F.SIGHAND | _F.SETTLS | _F.CHILD_SETTID | _F.CHILD_CLEARTID)
+
+_IS_SHARED = "the child shares this process's memory, and would change it"
+_TWICE = "it returns twice, the second time into a child that has no program"
+_IS_A_THREAD = "it changes what the C library knows of the calling thread"
+_REFUSED = {
+    **dict.fromkeys(("fork", "vfork", "clone", "clone3"), _TWICE),
+    **dict.fromkeys(
+        (
+            *("mmap", "munmap", "mremap", "mprotect", "pkey_mprotect", "brk", "madvise", "mseal"),
+            *("remap_file_pages", "shmat", "shmdt", "map_shadow_stack", "process_madvise"),
+        ),
+        _IS_SHARED,
+    ),
+    **dict.fromkeys(
+        ("rt_sigreturn", "arch_prctl", "set_tid_address", "set_robust_list", "rseq"), _IS_A_THREAD
+    ),
+}
+# PR_SET_DUMPABLE, PR_SET_MM, PR_SET_THP_DISABLE, PR_SET_MDWE (linux/prctl.h)
+_REFUSED_PRCTL = frozenset((4, 35, 41, 65))
+_EXECS = frozenset(("execve", "execveat"))
+# Those by which a task may come to have other ids or more capabilities: see dumpable.h.
+_CREDENTIALS = frozenset(
+    (
+        *("setuid", "setgid", "setreuid", "setregid", "setresuid", "setresgid", "setfsuid"),
+        *("setfsgid", "capset", "unshare", "setns", "keyctl"),
+    )
+)
+
+
+@lru_cache(maxsize=64)
+def _layout(steps: int) -> struct.Struct:
+    return struct.Struct("=" + _HEADER + _STEP * steps)
+
+
+@lru_cache(maxsize=1)
+def _names() -> dict[int, str]:
+    return {number: name for name, number in NUMBERS.items()}
+
+
+def c_string(value: object) -> bytes:
+    """Encode a string or path for the kernel.
+
+    Raises:
+        ValueError: it has a NUL in it.
+        TypeError: it is none.
+    """
+    if not isinstance(value, str | bytes | os.PathLike):
+        raise TypeError(f"expected a str, bytes or path, not {type(value).__name__}")
+    encoded = os.fsencode(value)
+    if b"\0" in encoded:
+        raise ValueError("embedded null byte")
+    return encoded
+
+
+# --- rendering ----------------------------------------------------------------------------------
+
+_LONGEST_TEXT = 64
+_MOST_ITEMS = 8
+
+
+def render(arg: object) -> str:
+    """Render an argument like strace does."""
+    if arg is None:
+        return "NULL"
+    if isinstance(arg, int):
+        return f"{arg:#x}" if arg >= 1 << 16 else str(int(arg))
+    if isinstance(arg, str | bytes | os.PathLike):
+        text = os.fsdecode(arg)
+        if not isinstance(arg, bytes) or text.isprintable():
+            cut = "..." if len(text) > _LONGEST_TEXT else ""
+            return _quote(text[:_LONGEST_TEXT]) + cut
+        return f"<{len(arg)} bytes>"
+    if isinstance(arg, list | tuple):
+        items = [render(item) for item in arg[:_MOST_ITEMS]]
+        return f"[{', '.join(items + ['...'] * (len(arg) > _MOST_ITEMS))}]"
+    if isinstance(arg, Result | ResultPointer):
+        return repr(arg)
+    return f"<{memoryview(arg).nbytes} bytes>"  # type: ignore[arg-type]
+
+
+def _quote(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in escaped) + '"'
+
+
+os.register_at_fork(after_in_child=_native.after_fork)
