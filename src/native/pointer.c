@@ -2,8 +2,10 @@
  *
  * Addresses that the child may write to.
  */
+#define _GNU_SOURCE /* environ */
 #include <errno.h>
 #include <linux/futex.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -46,6 +48,32 @@ static PyObject *pointer_pointers(PyObject *module, PyObject *list) {
     return array;
 }
 
+/* environment() -> bytes: the same for a copy of what the C library has, strings included. With
+ * the GIL, under which os.environ is changed. */
+static PyObject *pointer_environment(PyObject *module, PyObject *unused) {
+    (void)module;
+    (void)unused;
+    size_t count = 0;
+    size_t size = 0;
+    while (environ != NULL && environ[count] != NULL) {
+        size += strlen(environ[count++]) + 1;
+    }
+    const size_t array = (count + 1) * sizeof(char *);
+    PyObject *copy = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(array + size));
+    if (copy == NULL) {
+        return NULL;
+    }
+    char **words = (char **)PyBytes_AsString(copy);
+    char *strings = (char *)words + array;
+    for (size_t i = 0; i < count; i++) {
+        size_t length = strlen(environ[i]) + 1;
+        words[i] = memcpy(strings, environ[i], length);
+        strings += length;
+    }
+    words[count] = NULL;
+    return copy;
+}
+
 /* bytes_address(bytes) -> where they lie, as long as the object is there. */
 static PyObject *pointer_bytes_address(PyObject *module, PyObject *object) {
     (void)module;
@@ -72,6 +100,7 @@ static PyObject *pointer_word_error(PyObject *module, PyObject *object) {
 PyMethodDef ramet_pointer_methods[] = {
     {"address", pointer_address, METH_O, NULL},
     {"pointers", pointer_pointers, METH_O, NULL},
+    {"environment", pointer_environment, METH_NOARGS, NULL},
     {"bytes_address", pointer_bytes_address, METH_O, NULL},
     {"word_error", pointer_word_error, METH_O, NULL},
     {NULL, NULL, 0, NULL},

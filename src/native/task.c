@@ -427,6 +427,7 @@ static PyMemberDef task_members[] = {
     {"_owner", T_INT, offsetof(Task, owner), READONLY, NULL},
     {"_flags", T_ULONGLONG, offsetof(Task, flags), READONLY, NULL},
     {"_failed", T_BOOL, offsetof(Task, failed), READONLY, NULL},
+    {"_quiet", T_BOOL, offsetof(Task, quiet), 0, NULL},
     {"_result", T_LONG, offsetof(Task, result), READONLY, NULL},
     {"_status", T_OBJECT, offsetof(Task, status), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},

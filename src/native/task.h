@@ -28,6 +28,7 @@ typedef struct {
     unsigned long long step;
     long result;
     char failed;
+    char quiet; /* no warning when it is dropped before it was waited for */
 } Task;
 
 /* Lets go of what the task ran on: it is known to be done with it. */

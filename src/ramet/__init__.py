@@ -10,25 +10,38 @@ from pathlib import Path
 
 from ramet import lowlevel
 from ramet._child import Child, ExitStatus
+from ramet._child_error import ChildError
 from ramet._clone import clone
 from ramet._flags import CloneFlags, flag_rules
+from ramet._popen import Popen, call, check_call, check_output, run
 from ramet._probe import Support, probe
+from ramet._program import Program, Result
+from ramet._spawn import spawn
 from ramet._stacks import DEFAULT_STACK_SIZE
 from ramet._threads import Thread
 
 __all__ = [
     "DEFAULT_STACK_SIZE",
     "Child",
+    "ChildError",
     "CloneFlags",
     "ExitStatus",
+    "Popen",
+    "Program",
+    "Result",
     "Support",
     "Thread",
+    "call",
+    "check_call",
+    "check_output",
     "clone",
     "flag_rules",
     "get_include",
     "get_library_dir",
     "lowlevel",
     "probe",
+    "run",
+    "spawn",
 ]
 
 
@@ -45,6 +58,7 @@ def get_library_dir() -> str:
     return str(Path(__file__).parent / "lib")
 
 
-for _public in (Child, CloneFlags, ExitStatus, Support, Thread, clone, flag_rules, probe):
-    _public.__module__ = __name__
-del _public
+for _name in __all__:
+    if hasattr(_public := globals()[_name], "__qualname__"):
+        _public.__module__ = __name__
+del _name, _public

@@ -298,7 +298,7 @@ class Child(Task):
     def _dropped(self, unreaped: int) -> None:
         """Go on from where this object has been dropped; what was left is an orphan by now."""
         _orphans.sweep()
-        if unreaped:
+        if unreaped and not self._quiet:
             text = f"<ramet.Child pid={self._pid}> was not waited for"
             warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
 

@@ -79,7 +79,23 @@ FSCONFIG = {
 }
 O = {  # noqa: E741 - the kernel's prefix
     name: value
-    for name in ["O_WRONLY", "O_RDWR", "O_CREAT", "O_EXCL", "O_NOCTTY", "O_TRUNC", "O_APPEND", "O_NONBLOCK", "O_DSYNC", "O_DIRECT", "O_DIRECTORY", "O_NOFOLLOW", "O_NOATIME", "O_CLOEXEC", "O_PATH"]
+    for name in [
+        "O_WRONLY",
+        "O_RDWR",
+        "O_CREAT",
+        "O_EXCL",
+        "O_NOCTTY",
+        "O_TRUNC",
+        "O_APPEND",
+        "O_NONBLOCK",
+        "O_DSYNC",
+        "O_DIRECT",
+        "O_DIRECTORY",
+        "O_NOFOLLOW",
+        "O_NOATIME",
+        "O_CLOEXEC",
+        "O_PATH",
+    ]
     if (value := getattr(os, name, 0))
 }
 CLOSE_RANGE = {"CLOSE_RANGE_UNSHARE": 2, "CLOSE_RANGE_CLOEXEC": 4}
@@ -114,13 +130,72 @@ PR_CAP_AMBIENT = {
 CAPABILITIES = {
     name: number
     for number, name in enumerate(
-        ["chown", "dac_override", "dac_read_search", "fowner", "fsetid", "kill", "setgid", "setuid", "setpcap", "linux_immutable", "net_bind_service", "net_broadcast", "net_admin", "net_raw", "ipc_lock", "ipc_owner", "sys_module", "sys_rawio", "sys_chroot", "sys_ptrace", "sys_pacct", "sys_admin", "sys_boot", "sys_nice", "sys_resource", "sys_time", "sys_tty_config", "mknod", "lease", "audit_write", "audit_control", "setfcap", "mac_override", "mac_admin", "syslog", "wake_alarm", "block_suspend", "audit_read", "perfmon", "bpf", "checkpoint_restore"]
+        [
+            "chown",
+            "dac_override",
+            "dac_read_search",
+            "fowner",
+            "fsetid",
+            "kill",
+            "setgid",
+            "setuid",
+            "setpcap",
+            "linux_immutable",
+            "net_bind_service",
+            "net_broadcast",
+            "net_admin",
+            "net_raw",
+            "ipc_lock",
+            "ipc_owner",
+            "sys_module",
+            "sys_rawio",
+            "sys_chroot",
+            "sys_ptrace",
+            "sys_pacct",
+            "sys_admin",
+            "sys_boot",
+            "sys_nice",
+            "sys_resource",
+            "sys_time",
+            "sys_tty_config",
+            "mknod",
+            "lease",
+            "audit_write",
+            "audit_control",
+            "setfcap",
+            "mac_override",
+            "mac_admin",
+            "syslog",
+            "wake_alarm",
+            "block_suspend",
+            "audit_read",
+            "perfmon",
+            "bpf",
+            "checkpoint_restore",
+        ]
     )
 }
 RESOURCES = {
     f"RLIMIT_{name.upper()}": number
     for number, name in enumerate(
-        ["cpu", "fsize", "data", "stack", "core", "rss", "nproc", "nofile", "memlock", "as", "locks", "sigpending", "msgqueue", "nice", "rtprio", "rttime"]
+        [
+            "cpu",
+            "fsize",
+            "data",
+            "stack",
+            "core",
+            "rss",
+            "nproc",
+            "nofile",
+            "memlock",
+            "as",
+            "locks",
+            "sigpending",
+            "msgqueue",
+            "nice",
+            "rtprio",
+            "rttime",
+        ]
     )
 }
 IOPRIO_CLASS = {

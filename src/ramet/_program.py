@@ -11,9 +11,8 @@ import operator
 import os
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import NamedTuple
 
 from ramet import _native
 from ramet._child import Child, ExitStatus
@@ -21,7 +20,7 @@ from ramet._child_error import ChildError, failed_step, killed_in_step
 from ramet._clone import HasFileno, clone
 from ramet._deadlines import check_timeout, nanoseconds
 from ramet._flags import CloneFlags
-from ramet._steps import Steps
+from ramet._steps import Environment, Steps, c_string
 from ramet._syscalls import NUMBERS
 
 _F = CloneFlags
@@ -71,19 +70,12 @@ class ResultPointer:
         return f"&{self.result!r}"
 
 
-@dataclass(slots=True)
-class Step:
-    """One system call of a program."""
+class Step(NamedTuple):
+    """One system call of a program, as it was asked for."""
 
     name: str
-    number: int
-    args: tuple[Any, ...]
-    words: list[int]
-    from_results: int
-    to_results: int
-    flags: int
-    expected: int
-    tolerated: frozenset[int]
+    args: Sequence[object]
+    expect: int | None
     spell: Callable[[int, object], str] | None
     path: int | None
 
@@ -120,8 +112,24 @@ class Program(Steps):
 
     def __init__(self) -> None:
         self._steps: list[Step] = []
+        self._words: list[int] = []  # of struct ramet_step, one after another
+        self._flags = 0
         self._pins: list[object] = []
         self._code: _Code | None = None
+        self._base: tuple[Program, int] | None = None  # what it was copied from, at which length
+
+    def copy(self) -> Program:
+        """Return a program of the same steps, to which others can be added.
+
+        Results of steps of the original stand for the same steps of the copy.
+        """
+        copy = Program()
+        copy._steps = self._steps.copy()
+        copy._words = self._words.copy()
+        copy._flags = self._flags
+        copy._pins = [self._pins.copy()] if self._pins else []
+        copy._base = (self, len(self._steps))
+        return copy
 
     # --- steps ------------------------------------------------------------------------------
 
@@ -166,7 +174,6 @@ class Program(Steps):
         tolerate: Iterable[int] = (),
         expect: int | None = None,
         or_next: bool = False,
-        unblocks: bool = False,
         spell: Callable[[int, object], str] | None = None,
         path: int | None = None,
     ) -> Result:
@@ -174,60 +181,51 @@ class Program(Steps):
 
         `spell` renders an argument, or leaves it; `path` is the one that may be at fault.
         """
-        if isinstance(name, str):
-            number = NUMBERS.get(name)
-            if number is None:
-                raise ValueError(f"this architecture has no system call {name!r}")
-        else:
-            number = operator.index(name)
-            name = _names().get(number, f"syscall_{number}")
-        if name in _REFUSED:
-            raise ValueError(f"{name} must not be part of a program: {_REFUSED[name]}")
-        if name == "prctl" and args and args[0] in _REFUSED_PRCTL:
-            raise ValueError(f"prctl({args[0]}) must not be part of a program: {_IS_SHARED}")
+        number = _ALLOWED.get(name)
+        if number is None:
+            name, number = _look_up(name)
         if len(args) > _MOST_ARGUMENTS:
             raise TypeError(f"a system call has at most 6 arguments, {name} got {len(args)}")
-        if len(self._steps) == _native.most_steps:
+        steps = self._steps
+        index = len(steps)
+        if index == _native.most_steps:
             raise ValueError(f"a program has at most {_native.most_steps} steps")
+        if name in _SPECIAL:
+            self._flags |= _check_special(name, args)
+        flags = _UNBLOCKS if name in _EXECS else 0
+        if or_next:
+            flags |= _OR_NEXT
+        if expect is not None:
+            flags |= _EXPECTS
         from_results = to_results = 0
-        words = []
-        for i, arg in enumerate(args):
+        words = [number]
+        for arg in args:
             if type(arg) is int and 0 <= arg < _WORD:
                 words.append(arg)
+            elif isinstance(arg, bytes):
+                words.append(self._pin(arg))
             elif isinstance(arg, Result):
-                from_results |= 1 << i
+                from_results |= 1 << len(words) - 1
                 words.append(self._index(arg))
             elif isinstance(arg, ResultPointer):
-                to_results |= 1 << i
+                to_results |= 1 << len(words) - 1
                 words.append(self._index(arg.result))
             else:
                 words.append(self._word(arg))
-        tolerated = frozenset(tolerate)
-        if not all(isinstance(error, int) and 0 < error <= _MOST_ERRNO for error in tolerated):
-            raise ValueError(f"tolerate must have errnos: {tolerate!r}")
-        flags = unblocks * _UNBLOCKS | or_next * _OR_NEXT | (expect is not None) * _EXPECTS
-        if name in _EXECS:
-            flags |= _UNBLOCKS
-        words.extend([0] * (_MOST_ARGUMENTS - len(words)))
-        step = Step(
-            name,
-            number,
-            tuple(args),
-            words,
-            from_results,
-            to_results,
-            flags,
-            expect or 0,
-            tolerated,
-            spell,
-            path,
-        )
-        self._steps.append(step)
+        words += _PADDING[len(args)]
+        words += (from_results, to_results, flags, 0, expect or 0)
+        words += _mask(tolerate) if tolerate else _NOTHING_TOLERATED
+        # In this order: what raises above leaves the program as it was.
+        self._words += words
+        steps.append(Step(str(name), args, expect, spell, path))
         self._code = None
-        return Result(self, len(self._steps) - 1)
+        return Result(self, index)
 
     def _index(self, result: Result) -> int:
-        if result._program is not self:
+        program, length = self, len(self._steps)
+        while result._program is not program and program._base is not None:
+            program, length = program._base
+        if result._program is not program or result.index >= length:
             raise ValueError(f"{result!r} is a result of another program")
         return result.index
 
@@ -241,8 +239,9 @@ class Program(Steps):
             return int(arg) % _WORD
         if isinstance(arg, str | os.PathLike):
             return self._pin(c_string(arg))
-        if isinstance(arg, bytes):
-            return self._pin(arg)
+        if isinstance(arg, Environment):
+            self._pins.append(arg)
+            return _native.bytes_address(arg.pointers())
         if isinstance(arg, list | tuple):
             strings = [c_string(item) for item in arg]
             self._pins.append(strings)
@@ -266,21 +265,9 @@ class Program(Steps):
     # --- compilation ------------------------------------------------------------------------
 
     def _compile(self) -> _Code:
-        steps = self._steps
-        words: list[int] = [len(steps), 0]
-        for step in steps:
-            tolerated = sum(1 << error for error in step.tolerated)
-            words += (step.number, *step.words, step.from_results, step.to_results, step.flags, 0)
-            words += (
-                step.expected,
-                tolerated % _WORD,
-                tolerated >> 64 & _WORD - 1,
-                tolerated >> 128,
-            )
-            if step.name in _CREDENTIALS:
-                words[1] |= _CHANGES_CREDENTIALS
-        code = _Code(_layout(len(steps)).pack(*words))
-        code.pins = list(self._pins)
+        count = len(self._steps)
+        code = _Code(_layout(count).pack(count, self._flags, *self._words))
+        code.pins = self._pins.copy()
         return code
 
     def __len__(self) -> int:
@@ -327,7 +314,22 @@ class Program(Steps):
             ValueError: flags that do not go together, or with a program.
             OSError: the kernel refuses to start the child.
         """
-        # The child keeps the old version if it is still at it while a step is added.
+        seconds = check_timeout(timeout)
+        suspends = seconds is None
+        child = self._begin(flags, exit_signal, set_tid, cgroup, suspends=suspends)
+        return self._finish(child, seconds, suspended=suspends)
+
+    def _begin(
+        self,
+        flags: int,
+        exit_signal: int | None,
+        set_tid: Sequence[int],
+        cgroup: int | str | os.PathLike[str] | HasFileno | None,
+        *,
+        suspends: bool,
+    ) -> Child:
+        """Start a child; with `suspends` it has let go of our memory when this returns."""
+        # A child keeps the version that it was started with.
         code = self._code
         if code is None:
             code = self._code = self._compile()
@@ -337,27 +339,28 @@ class Program(Steps):
                 "a program runs in a process with handlers of its own, and without a thread "
                 "pointer: THREAD, SIGHAND, SETTLS, CHILD_SETTID and CHILD_CLEARTID are not for it"
             )
-        seconds = check_timeout(timeout)
-        flags |= _VM if seconds is not None else _VM_VFORK
         child = clone(
             _native.run_program,
             code,
-            flags,
+            flags & ~_VM_VFORK | (_VM_VFORK if suspends else _VM),
             exit_signal=exit_signal,
             set_tid=set_tid,
             cgroup=cgroup,
         )
         assert isinstance(child, Child)  # noqa: S101 - for types: THREAD is refused
-        if seconds is not None:
+        return child
+
+    def _finish(self, child: Child, seconds: float | None, *, suspended: bool) -> Child:
+        """Wait until a child has execed or ended, and see what became of its program."""
+        if not suspended:
             self._wait(child, seconds)
         if child._failed:
             raise self._failure(child)
-        signal = child._killed_by()
-        if signal and self._was_killed(child):
+        if child._killed_by() and self._was_killed(child):
             raise self._killed(child)
         return child
 
-    def _wait(self, child: Child, seconds: float) -> None:
+    def _wait(self, child: Child, seconds: float | None) -> None:
         """Wait until the child has let go of our memory."""
         try:
             done = child._join(nanoseconds(seconds))
@@ -391,7 +394,7 @@ class Program(Steps):
             index + 1,
             len(self._steps),
             filename=filename,
-            expected=step.expected,
+            expected=step.expect,
         )
 
     def _was_killed(self, child: Child) -> bool:
@@ -451,6 +454,51 @@ _CREDENTIALS = frozenset(
 )
 
 
+# For the flat list of words: what makes six arguments of fewer.
+_PADDING = [(0,) * (_MOST_ARGUMENTS - count) for count in range(_MOST_ARGUMENTS + 1)]
+_NOTHING_TOLERATED = (0, 0, 0)
+
+_ALLOWED: dict[str | int, int] = {
+    name: number for name, number in NUMBERS.items() if name not in _REFUSED
+}
+# Those that are looked at more closely.
+_SPECIAL = _CREDENTIALS | {"prctl"}
+
+
+def _look_up(name: str | int) -> tuple[str, int]:
+    """Find a call that is not among the allowed names: by its number, or why not."""
+    if isinstance(name, str):
+        if name in _REFUSED:
+            raise ValueError(f"{name} must not be part of a program: {_REFUSED[name]}")
+        raise ValueError(f"this architecture has no system call {name!r}")
+    number = operator.index(name)
+    if not 0 <= number < 1 << 31:
+        raise ValueError(f"there is no system call {number}")
+    known = _names().get(number)
+    if known in _REFUSED:
+        _look_up(known)
+    return known or f"syscall_{number}", number
+
+
+def _check_special(name: str, args: Sequence[object]) -> int:
+    """Return the flags that a program with such a call needs."""
+    if name in _CREDENTIALS:
+        return _CHANGES_CREDENTIALS
+    if args and args[0] in _REFUSED_PRCTL:
+        raise ValueError(f"prctl({args[0]}) must not be part of a program: {_IS_SHARED}")
+    return 0
+
+
+def _mask(tolerate: Iterable[int]) -> tuple[int, int, int]:
+    """Make the bits of the errnos that are no failure."""
+    mask = 0
+    for error in tolerate:
+        if not isinstance(error, int) or not 0 < error <= _MOST_ERRNO:
+            raise ValueError(f"tolerate must have errnos, not {error!r}")
+        mask |= 1 << error
+    return mask % _WORD, mask >> 64 & _WORD - 1, mask >> 128
+
+
 @lru_cache(maxsize=64)
 def _layout(steps: int) -> struct.Struct:
     return struct.Struct("=" + _HEADER + _STEP * steps)
@@ -459,21 +507,6 @@ def _layout(steps: int) -> struct.Struct:
 @lru_cache(maxsize=1)
 def _names() -> dict[int, str]:
     return {number: name for name, number in NUMBERS.items()}
-
-
-def c_string(value: object) -> bytes:
-    """Encode a string or path for the kernel.
-
-    Raises:
-        ValueError: it has a NUL in it.
-        TypeError: it is none.
-    """
-    if not isinstance(value, str | bytes | os.PathLike):
-        raise TypeError(f"expected a str, bytes or path, not {type(value).__name__}")
-    encoded = os.fsencode(value)
-    if b"\0" in encoded:
-        raise ValueError("embedded null byte")
-    return encoded
 
 
 # --- rendering ----------------------------------------------------------------------------------
@@ -485,21 +518,28 @@ _MOST_ITEMS = 8
 def render(arg: object) -> str:
     """Render an argument like strace does."""
     if arg is None:
-        return "NULL"
-    if isinstance(arg, int):
-        return f"{arg:#x}" if arg >= 1 << 16 else str(int(arg))
-    if isinstance(arg, str | bytes | os.PathLike):
-        text = os.fsdecode(arg)
-        if not isinstance(arg, bytes) or text.isprintable():
-            cut = "..." if len(text) > _LONGEST_TEXT else ""
-            return _quote(text[:_LONGEST_TEXT]) + cut
-        return f"<{len(arg)} bytes>"
-    if isinstance(arg, list | tuple):
+        text = "NULL"
+    elif isinstance(arg, int):
+        text = f"{arg:#x}" if arg >= 1 << 16 else str(int(arg))
+    elif isinstance(arg, str | bytes | os.PathLike):
+        text = _render_string(arg)
+    elif isinstance(arg, Environment):
+        text = repr(arg)
+    elif isinstance(arg, list | tuple):
         items = [render(item) for item in arg[:_MOST_ITEMS]]
-        return f"[{', '.join(items + ['...'] * (len(arg) > _MOST_ITEMS))}]"
-    if isinstance(arg, Result | ResultPointer):
-        return repr(arg)
-    return f"<{memoryview(arg).nbytes} bytes>"  # type: ignore[arg-type]
+        text = f"[{', '.join(items + ['...'] * (len(arg) > _MOST_ITEMS))}]"
+    elif isinstance(arg, Result | ResultPointer):
+        text = repr(arg)
+    else:
+        text = f"<{memoryview(arg).nbytes} bytes>"  # type: ignore[arg-type]
+    return text
+
+
+def _render_string(arg: str | bytes | os.PathLike[str]) -> str:
+    text = os.fsdecode(arg)
+    if isinstance(arg, bytes) and not text.isprintable():
+        return f"<{len(arg)} bytes>"
+    return _quote(text[:_LONGEST_TEXT]) + ("..." if len(text) > _LONGEST_TEXT else "")
 
 
 def _quote(text: str) -> str:

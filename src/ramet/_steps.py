@@ -6,12 +6,13 @@ how a program is compiled or run.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ramet import _names
+from ramet import _names, _native
 from ramet._flags import spell as spell_clone_flags
 from ramet._names import AT_EMPTY_PATH, AT_FDCWD, flag_names, value_name
 
@@ -129,7 +130,6 @@ class Steps:
         tolerate: Iterable[int] = (),
         expect: int | None = None,
         or_next: bool = False,
-        unblocks: bool = False,
         spell: Callable[[int, object], str] | None = None,
         path: int | None = None,
     ) -> Result:
@@ -361,8 +361,9 @@ class Steps:
         """
         self._add("prctl", (_names.PR["PR_SET_PDEATHSIG"], signal), spell=_PRCTL)
         if parent_pidfd is not None:
-            # Signal 0 asks whether it is there (pidfd_send_signal(2)).
-            self._add("pidfd_send_signal", (parent_pidfd, 0, None, 0))
+            # Signal 0 asks whether it is there; EPERM means so, too (pidfd_send_signal(2)).
+            args = (parent_pidfd, 0, None, 0)
+            self._add("pidfd_send_signal", args, tolerate=[errno.EPERM])
 
     def set_no_new_privs(self) -> Result:
         """Let no exec give privileges from here on.
@@ -486,7 +487,7 @@ class Steps:
         flags: int = 0,
         data: str | bytes | None = None,
     ) -> Result:
-        """Mount, bind, move, or change a mount (``MS_*`` of mount(2)).
+        """Mount something, bind, move, or change a mount, by ``MS_*``.
 
         Source: mount(2).
         """
@@ -612,7 +613,9 @@ class Steps:
     def seccomp(self, program: bytes, flags: int = 0) -> Result:
         """Install a filter: a classic BPF program, as an array of struct sock_filter.
 
-        It needs no_new_privs or CAP_SYS_ADMIN, and holds for the steps after it. Source: seccomp(2).
+        It needs no_new_privs or CAP_SYS_ADMIN, and holds for the steps after it.
+
+        Source: seccomp(2).
         """
         size = 8  # of struct sock_filter
         if not program or len(program) % size:
@@ -642,7 +645,7 @@ class Steps:
 
         Source: execve(2).
         """
-        return self._add("execve", (path, list(args), environment(env)), path=0)
+        return self._add("execve", (path, list(args), Environment(env)), path=0)
 
     def execveat(
         self,
@@ -657,7 +660,7 @@ class Steps:
         Source: execveat(2).
         """
         flags |= 0 if path else AT_EMPTY_PATH
-        args_ = (fd, path, list(args), environment(env), flags)
+        args_ = (fd, path, list(args), Environment(env), flags)
         return self._add("execveat", args_, spell=_EXECVEAT, path=1)
 
     def execvp(
@@ -666,12 +669,14 @@ class Steps:
         args: Sequence[Path],
         env: Mapping[Path, Path] | None = None,
     ) -> None:
-        """Run the first of several program files that there is, as execvp(3) looks along PATH.
+        """Run the first of several program files that exists.
+
+        So does execvp(3) along PATH.
 
         If there is none, the error is the first that says something other than that a file is
         missing.
         """
-        argv, envp = list(args), environment(env)
+        argv, envp = list(args), Environment(env)
         for i, path in enumerate(paths, 1):
             self._add("execve", (path, argv, envp), path=0, or_next=i < len(paths))
 
@@ -703,17 +708,50 @@ def _three_ids(first: int, second: int | None, third: int | None) -> tuple[int, 
     return ids
 
 
-def environment(env: Mapping[Path, Path] | None) -> list[bytes]:
-    """Turn an environment, by default that of this process, into what execve takes.
+def c_string(value: object) -> bytes:
+    """Encode a string or path for the kernel.
 
     Raises:
-        ValueError: a name is empty or has a "=" in it, or there is a NUL.
+        ValueError: it has a NUL in it.
+        TypeError: it is none.
     """
-    items = os.environb.items() if env is None else env.items()
-    strings = []
-    for name, value in items:
-        encoded = os.fsencode(name)
-        if b"=" in encoded:
-            raise ValueError("illegal environment variable name")
-        strings.append(encoded + b"=" + os.fsencode(value))
-    return strings
+    if not isinstance(value, str | bytes | os.PathLike):
+        raise TypeError(f"expected a str, bytes or path, not {type(value).__name__}")
+    encoded = os.fsencode(value)
+    if b"\0" in encoded:
+        raise ValueError("embedded null byte")
+    return encoded
+
+
+class Environment:
+    """The environment of a program file, as it is now. Its values are shown nowhere.
+
+    Args:
+        env: names and values; None for that of this process, as the C library has it.
+
+    Raises:
+        ValueError: a name has a "=" in it, or there is a NUL.
+        TypeError: a name or value is no string.
+    """
+
+    __slots__ = ("_pins", "_pointers")
+
+    def __init__(self, env: Mapping[Path, Path] | None) -> None:
+        self._pins: list[bytes] = []
+        if env is None:
+            # A copy: other threads may change the original while the child execs.
+            self._pointers = _native.environment()
+        else:
+            for name, value in env.items():
+                encoded = c_string(name)
+                if b"=" in encoded:
+                    raise ValueError("illegal environment variable name")
+                self._pins.append(encoded + b"=" + c_string(value))
+            self._pointers = _native.pointers(self._pins)
+
+    def pointers(self) -> bytes:
+        """Return the array for execve. This object must be kept as long as it is used."""
+        return self._pointers
+
+    def __repr__(self) -> str:
+        return "/* environment */"

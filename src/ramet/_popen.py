@@ -1,0 +1,380 @@
+"""Popen, run and the like: subprocess, with the child started by a program.
+
+The standard class does all that is not starting, waiting and signalling: pipes, communicate, text.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from subprocess import PIPE, CalledProcessError, CompletedProcess, TimeoutExpired
+from typing import Any
+
+from ramet._child import Child, ExitStatus
+from ramet._child_error import ChildError
+from ramet._clone import HasFileno
+from ramet._program import Program
+from ramet._spawn import IdMap, executables, launch
+from ramet._steps import Path
+
+_SHELL = "/bin/sh"
+
+
+class Popen(subprocess.Popen[Any]):
+    """subprocess.Popen, started as `ramet.spawn` does it.
+
+    Takes all that the standard class takes, and means the same by it; with `preexec_fn` the standard
+    way is gone. Beside that, as of `ramet.spawn`: `flags`, `uid_map`, `gid_map`, `rlimits`,
+    `pdeathsig`, `no_new_privs`, `cgroup`, `nice`, `affinity`, `scheduler`, `ioprio`, `hostname`,
+    `before_exec`, `exit_signal` and `set_tid`; and `start_timeout`, its `timeout`.
+
+    The child is waited for, and signalled, by its pidfd. It is started without the GIL.
+
+    Attributes:
+        exit_status: the `ExitStatus`, when the child was waited for; else None.
+
+    Raises:
+        ChildError: a step of the start failed; it is a FileNotFoundError, PermissionError and so on
+            as well.
+        ValueError: options that do not go together; `preexec_fn` with ramet's own.
+        Otherwise as subprocess.Popen, and `ramet.spawn`.
+    """
+
+    exit_status: ExitStatus | None = None
+    _child: Child | None = None
+    _options: dict[str, Any]
+
+    def __init__(
+        self,
+        args: Path | Sequence[Path],
+        *standard: Any,
+        flags: int = 0,
+        uid_map: IdMap | None = None,
+        gid_map: IdMap | None = None,
+        rlimits: Mapping[int, int | tuple[int, int]] | None = None,
+        pdeathsig: int | None = None,
+        no_new_privs: bool = False,
+        cgroup: int | str | os.PathLike[str] | HasFileno | None = None,
+        nice: int | None = None,
+        affinity: Iterable[int] | None = None,
+        scheduler: tuple[int, int] | None = None,
+        ioprio: tuple[int, int] | None = None,
+        hostname: str | None = None,
+        before_exec: Callable[[Program], object] | None = None,
+        exit_signal: int | None = None,
+        set_tid: Sequence[int] = (),
+        start_timeout: float | None = None,
+        **more: Any,
+    ) -> None:
+        options = {
+            "flags": flags,
+            "uid_map": uid_map,
+            "gid_map": gid_map,
+            "rlimits": rlimits,
+            "pdeathsig": pdeathsig,
+            "no_new_privs": no_new_privs,
+            "cgroup": cgroup,
+            "nice": nice,
+            "affinity": affinity,
+            "scheduler": scheduler,
+            "ioprio": ioprio,
+            "hostname": hostname,
+            "before_exec": before_exec,
+            "exit_signal": exit_signal,
+            "set_tid": set_tid,
+            "timeout": start_timeout,
+        }
+        if options == _NO_OPTIONS:
+            options = {}
+        self._options = options
+        super().__init__(args, *standard, **more)
+
+    @property
+    def pidfd(self) -> int:
+        """The child's pidfd.
+
+        Raises:
+            ValueError: the child was waited for, or started with `preexec_fn`.
+        """
+        if self._child is None:
+            raise ValueError(f"{self!r} has no pidfd")
+        return self._child.pidfd
+
+    @property
+    def rusage(self) -> resource.struct_rusage | None:
+        """What the child used, when it was waited for; else None."""
+        return None if self.exit_status is None else self.exit_status.rusage
+
+    # --- what the standard class calls ------------------------------------------------------
+
+    def _execute_child(  # type: ignore[misc] # typeshed does not know it
+        self,
+        args: Any,
+        executable: Any,
+        preexec_fn: Any,
+        close_fds: bool,
+        pass_fds: Iterable[int],
+        cwd: Any,
+        env: Any,
+        startupinfo: Any,
+        creationflags: Any,
+        shell: bool,
+        p2cread: int,
+        p2cwrite: int,
+        c2pread: int,
+        c2pwrite: int,
+        errread: int,
+        errwrite: int,
+        restore_signals: bool,
+        gid: int | None,
+        gids: Sequence[int] | None,
+        uid: int | None,
+        umask: int,
+        start_new_session: bool,
+        process_group: int,
+    ) -> None:
+        if preexec_fn is not None:
+            if self._options:
+                raise ValueError(
+                    "preexec_fn runs Python in a fork: it can't be combined with ramet's options; "
+                    "before_exec can"
+                )
+            super()._execute_child(  # type: ignore[misc]
+                args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo,
+                creationflags, shell, p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite,
+                restore_signals, gid, gids, uid, umask, start_new_session, process_group,
+            )  # fmt: skip
+            return
+        if isinstance(args, str | bytes):
+            args = [args]
+        elif isinstance(args, os.PathLike):
+            if shell:
+                raise TypeError("path-like args is not allowed when shell is true")
+            args = [args]
+        else:
+            args = list(args)
+        if shell:
+            args = [executable or _SHELL, "-c", *args]
+            executable = executable or _SHELL
+        if executable is None:
+            executable = args[0]
+        sys.audit("subprocess.Popen", executable, args, cwd, env)
+        descriptors = {0: p2cread, 1: c2pwrite, 2: errwrite}
+        for fd in pass_fds:
+            descriptors[int(fd)] = int(fd)
+        try:
+            child = launch(
+                args,
+                executables(executable, env),
+                env,
+                descriptors,
+                closes=close_fds,
+                cwd=cwd,
+                uid=uid,
+                gid=gid,
+                groups=None if gids is None else tuple(gids),
+                umask=umask,
+                start_new_session=bool(start_new_session),
+                process_group=None if process_group == -1 else process_group,
+                restore_signals=bool(restore_signals),
+                **self._options,
+            )
+        except ChildError as error:
+            # As given, like the standard class.
+            if error.call.startswith("chdir("):
+                error.filename = cwd
+            elif error.filename is not None:
+                error.filename = executable
+            raise
+        child._quiet = True  # we warn
+        self._child = child
+        self.pid = child.pid
+        self._child_created = True
+        self._close_pipe_fds(  # type: ignore[attr-defined]
+            p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite
+        )
+
+    def _settle(self, status: ExitStatus) -> int:
+        self.exit_status = status
+        self.returncode = status.returncode
+        if self._child is not None:
+            self._child.close()
+        return status.returncode
+
+    def _internal_poll(self, _deadstate: int | None = None, *standard: Any) -> int | None:
+        if self._child is None:
+            return super()._internal_poll(_deadstate, *standard)  # type: ignore[misc,no-any-return]
+        if self.returncode is None:
+            try:
+                status = self._child.poll()
+            except ChildProcessError:  # nobody knows how it ended
+                self.returncode = 0 if _deadstate is None else _deadstate
+            else:
+                if status is not None:
+                    self._settle(status)
+        return self.returncode
+
+    def _wait(self, timeout: float | None) -> int:
+        if self._child is None:
+            return super()._wait(timeout)  # type: ignore[misc,no-any-return]
+        if self.returncode is None:
+            try:
+                return self._settle(self._child.wait(timeout))
+            except TimeoutError:
+                raise TimeoutExpired(self.args, timeout) from None  # type: ignore[arg-type]
+            except ChildProcessError:
+                self.returncode = 0
+            except ValueError:
+                if self.returncode is None:  # else another thread was quicker, and closed it
+                    raise
+        return self.returncode
+
+    def send_signal(self, sig: int) -> None:
+        """Send a signal to the child. Nothing happens if it has ended.
+
+        Args:
+            sig: its number.
+
+        Source: pidfd_send_signal(2).
+        """
+        if self._child is None:
+            super().send_signal(sig)
+        elif self.poll() is None:
+            self._child.send_signal(sig)
+
+
+_NO_OPTIONS = {
+    "flags": 0,
+    "uid_map": None,
+    "gid_map": None,
+    "rlimits": None,
+    "pdeathsig": None,
+    "no_new_privs": False,
+    "cgroup": None,
+    "nice": None,
+    "affinity": None,
+    "scheduler": None,
+    "ioprio": None,
+    "hostname": None,
+    "before_exec": None,
+    "exit_signal": None,
+    "set_tid": (),
+    "timeout": None,
+}
+
+
+# --- functions, as subprocess has them ----------------------------------------------------------
+
+
+def run(
+    *popenargs: Any,
+    input: str | bytes | None = None,  # noqa: A002 - subprocess's name
+    capture_output: bool = False,
+    timeout: float | None = None,
+    check: bool = False,
+    **kwargs: Any,
+) -> CompletedProcess[Any]:
+    """Run a command and wait for it, as subprocess.run, by `Popen`.
+
+    Args:
+        popenargs: as of `Popen`.
+        input: what it reads.
+        capture_output: keep what it writes.
+        timeout: seconds that it may take; then it is killed.
+        check: a bad exit status is an error.
+        kwargs: as of `Popen`.
+
+    Raises:
+        CalledProcessError: `check`, and it did not exit with 0.
+        TimeoutExpired: it took too long.
+        ValueError: options that do not go together.
+        Otherwise as `Popen`.
+    """
+    if input is not None:
+        if kwargs.get("stdin") is not None:
+            raise ValueError("stdin and input arguments may not both be used.")
+        kwargs["stdin"] = PIPE
+    if capture_output:
+        if kwargs.get("stdout") is not None or kwargs.get("stderr") is not None:
+            raise ValueError("stdout and stderr arguments may not be used with capture_output.")
+        kwargs["stdout"] = kwargs["stderr"] = PIPE
+    with Popen(*popenargs, **kwargs) as process:
+        try:
+            stdout, stderr = process.communicate(input, timeout=timeout)
+        except TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+        except BaseException:
+            process.kill()  # __exit__ waits for it
+            raise
+        code = process.poll()
+        assert code is not None  # noqa: S101 - communicate has waited
+        if check and code:
+            raise CalledProcessError(code, process.args, output=stdout, stderr=stderr)
+    return CompletedProcess(process.args, code, stdout, stderr)
+
+
+def call(*popenargs: Any, timeout: float | None = None, **kwargs: Any) -> int:
+    """Run a command, and return its return code, as subprocess.call.
+
+    Args:
+        popenargs: as of `Popen`.
+        timeout: seconds that it may take; then it is killed.
+        kwargs: as of `Popen`.
+
+    Raises:
+        TimeoutExpired: it took too long.
+        Otherwise as `Popen`.
+    """
+    with Popen(*popenargs, **kwargs) as process:
+        try:
+            return process.wait(timeout=timeout)
+        except BaseException:
+            process.kill()
+            raise
+
+
+def check_call(*popenargs: Any, **kwargs: Any) -> int:
+    """Run a command that must exit with 0, as subprocess.check_call.
+
+    Args:
+        popenargs: as of `call`.
+        kwargs: as of `call`.
+
+    Raises:
+        CalledProcessError: it did not exit with 0.
+        Otherwise as `call`.
+    """
+    code = call(*popenargs, **kwargs)
+    if code:
+        command = kwargs["args"] if "args" in kwargs else popenargs[0]
+        raise CalledProcessError(code, command)
+    return 0
+
+
+def check_output(*popenargs: Any, timeout: float | None = None, **kwargs: Any) -> Any:
+    """Run a command that must exit with 0, and return what it wrote, as subprocess.check_output.
+
+    Args:
+        popenargs: as of `run`.
+        timeout: seconds that it may take; then it is killed.
+        kwargs: as of `run`, but for `stdout` and `check`.
+
+    Raises:
+        CalledProcessError: it did not exit with 0.
+        ValueError: `stdout` or `check` was given.
+        Otherwise as `run`.
+    """
+    for name in ("stdout", "check"):
+        if name in kwargs:
+            raise ValueError(f"{name} argument not allowed, it will be overridden.")
+    if "input" in kwargs and kwargs["input"] is None:
+        text = any(
+            kwargs.get(name) for name in ("text", "universal_newlines", "encoding", "errors")
+        )
+        kwargs["input"] = "" if text else b""
+    return run(*popenargs, stdout=PIPE, timeout=timeout, check=True, **kwargs).stdout

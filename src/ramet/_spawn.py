@@ -1,0 +1,526 @@
+"""spawn(): a program file in a new process, with any setup before it execs.
+
+Turns options into the steps of a `Program`, in an order in which each still has the privileges and
+descriptors that it needs.
+"""
+
+from __future__ import annotations
+
+import grp
+import operator
+import os
+import pwd
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import lru_cache
+from signal import SIGKILL, SIGPIPE, SIGXFSZ
+from typing import Any
+
+from ramet._child import Child
+from ramet._clone import HasFileno
+from ramet._deadlines import check_timeout
+from ramet._flags import CloneFlags
+from ramet._program import Program, Result
+from ramet._steps import Path
+
+_F = CloneFlags
+_NEWUSER, _NEWTIME, _FILES = int(_F.NEWUSER), int(_F.NEWTIME), int(_F.FILES)
+
+IdMap = int | Sequence[tuple[int, int, int]]
+File = int | HasFileno
+_MOST_FDS = 1 << 30
+# What Python ignores, and most programs expect not to be ignored.
+RESTORED_SIGNALS = (SIGPIPE, SIGXFSZ)
+
+
+def spawn(
+    args: Sequence[Path],
+    *,
+    executable: Path | None = None,
+    env: Mapping[Path, Path] | None = None,
+    cwd: Path | int | None = None,
+    fds: Mapping[int, File] | None = None,
+    flags: int = 0,
+    uid_map: IdMap | None = None,
+    gid_map: IdMap | None = None,
+    user: int | str | None = None,
+    group: int | str | None = None,
+    extra_groups: Iterable[int | str] | None = None,
+    rlimits: Mapping[int, int | tuple[int, int]] | None = None,
+    umask: int = -1,
+    start_new_session: bool = False,
+    process_group: int | None = None,
+    restore_signals: bool = True,
+    pdeathsig: int | None = None,
+    no_new_privs: bool = False,
+    cgroup: int | str | os.PathLike[str] | HasFileno | None = None,
+    nice: int | None = None,
+    affinity: Iterable[int] | None = None,
+    scheduler: tuple[int, int] | None = None,
+    ioprio: tuple[int, int] | None = None,
+    hostname: str | None = None,
+    before_exec: Callable[[Program], object] | None = None,
+    exit_signal: int | None = None,
+    set_tid: Sequence[int] = (),
+    timeout: float | None = None,
+) -> Child:
+    """Run a program file in a new process.
+
+    All setup is done by system calls in the child, in this order: id maps, descriptors, time
+    namespace, host name, working directory, umask, signals, session, process group, limits and
+    scheduling, groups, group, user, death signal, no_new_privs, what `before_exec` adds; then all
+    other descriptors are closed. It costs the same whatever the size of this process, and is safe
+    whatever its other threads do. To do it often, put a `Program` together once.
+
+    Args:
+        args: the arguments, the program's name first.
+        executable: the file to run, if it is not ``args[0]``. Looked for along the PATH of `env` if
+            it has no slash.
+        env: the environment; by default that of this process.
+        cwd: the working directory: a path, or a descriptor of a directory.
+        fds: which descriptors the child has, by their numbers in the child: a descriptor of
+            ours, or what has a ``fileno()``. 0, 1 and 2 are ours unless they are given. All else is
+            closed.
+        flags: `CloneFlags`: namespaces, and what the child shares. FILES is not for this.
+        uid_map: user ids of a new user namespace: triples of the first id inside, the first
+            outside, and how many; or one id, which ours has inside. Sets NEWUSER.
+        gid_map: the same for group ids. Where the kernel wants it, setgroups is denied.
+        user: a user name or id to change to.
+        group: a group name or id to change to.
+        extra_groups: names or ids of the supplementary groups.
+        rlimits: limits by ``resource.RLIMIT_*``: one number for both, or soft and hard; -1 is none.
+        umask: file mode creation mask, -1 leaves it.
+        start_new_session: call setsid.
+        process_group: call setpgid; 0 makes a new group.
+        restore_signals: SIGPIPE and SIGXFSZ, which Python ignores, get their default action.
+        pdeathsig: a signal to get when the *thread* that calls this ends. If this process has
+            ended before that could be asked for, the program does not run.
+        no_new_privs: let no exec give privileges.
+        cgroup: the cgroup v2 directory to start in, as of `ramet.clone`.
+        nice: the nice value.
+        affinity: the processors that it may run on.
+        scheduler: policy (``os.SCHED_*``) and priority.
+        ioprio: class and level of I/O, as of `Program.ioprio_set`.
+        hostname: the host name; needs NEWUTS.
+        before_exec: is given the `Program`, to add steps, which come last but for the exec. What
+            they open is closed.
+        exit_signal: as of `ramet.clone`.
+        set_tid: as of `ramet.clone`.
+        timeout: seconds that all this may take, as of `Program.start`.
+
+    Returns:
+        The child. It runs the program by now.
+
+    Raises:
+        ChildError: a step failed; it is a FileNotFoundError, PermissionError and so on as well.
+        TimeoutError: it took too long.
+        ValueError, TypeError, KeyError: bad arguments (KeyError: no such user or group).
+        OSError: the kernel refuses to start the child, or to write its id maps.
+
+    Source: clone(2), execve(2), and the man page of each call.
+    """
+    args = list(check_args(args))
+    if not args:
+        raise ValueError("args must have the program's name at least")
+    descriptors = STANDARD if fds is None else (*STANDARD, *_numbers(fds))
+    return launch(
+        args,
+        executables(args[0] if executable is None else executable, env),
+        env,
+        dict(descriptors),
+        closes=True,
+        cwd=cwd,
+        flags=flags,
+        uid_map=uid_map,
+        gid_map=gid_map,
+        uid=None if user is None else user_id(user),
+        gid=None if group is None else group_id(group),
+        groups=None if extra_groups is None else tuple(group_id(item) for item in extra_groups),
+        rlimits=rlimits,
+        umask=umask,
+        start_new_session=start_new_session,
+        process_group=process_group,
+        restore_signals=restore_signals,
+        pdeathsig=pdeathsig,
+        no_new_privs=no_new_privs,
+        cgroup=cgroup,
+        nice=nice,
+        affinity=affinity,
+        scheduler=scheduler,
+        ioprio=ioprio,
+        hostname=hostname,
+        before_exec=before_exec,
+        exit_signal=exit_signal,
+        set_tid=set_tid,
+        timeout=timeout,
+    )
+
+
+def launch(
+    args: Sequence[Path],
+    paths: Sequence[bytes],
+    env: Mapping[Path, Path] | None,
+    descriptors: Mapping[int, int],
+    *,
+    closes: bool,
+    cwd: Path | int | None,
+    uid: int | None,
+    gid: int | None,
+    groups: tuple[int, ...] | None,
+    umask: int,
+    start_new_session: bool,
+    process_group: int | None,
+    restore_signals: bool,
+    flags: int = 0,
+    uid_map: IdMap | None = None,
+    gid_map: IdMap | None = None,
+    rlimits: Mapping[int, int | tuple[int, int]] | None = None,
+    pdeathsig: int | None = None,
+    no_new_privs: bool = False,
+    cgroup: int | str | os.PathLike[str] | HasFileno | None = None,
+    nice: int | None = None,
+    affinity: Iterable[int] | None = None,
+    scheduler: tuple[int, int] | None = None,
+    ioprio: tuple[int, int] | None = None,
+    hostname: str | None = None,
+    before_exec: Callable[[Program], object] | None = None,
+    exit_signal: int | None = None,
+    set_tid: Sequence[int] = (),
+    timeout: float | None = None,
+) -> Child:
+    """Do what `spawn` does, with names looked up.
+
+    Args:
+        paths: the files to try, one after another.
+        descriptors: ours by their numbers in the child; -1: what is there.
+        closes: close all other descriptors.
+    """
+    flags = operator.index(flags)
+    if flags & _FILES and closes:
+        raise ValueError("CLONE_FILES shares the descriptors that would be closed in the child")
+    seconds = check_timeout(timeout)
+    with ExitStack() as stack:
+        maps = None
+        if uid_map is not None or gid_map is not None:
+            maps = IdMaps(uid_map, gid_map, stack)
+            flags |= _NEWUSER
+        parent = None
+        if pdeathsig is not None:
+            parent = os.pidfd_open(os.getpid())
+            stack.callback(os.close, parent)
+        # What has descriptors of this call in it is not worth to be kept.
+        make = setup if maps is None and parent is None else setup.__wrapped__
+        program = make(
+            maps,
+            tuple(descriptors.items()),
+            flags & _NEWTIME,
+            hostname,
+            cwd,  # type: ignore[arg-type] # a PathLike need not be hashable, but is
+            umask,
+            restore_signals,
+            start_new_session,
+            process_group,
+            None if rlimits is None else tuple(rlimits.items()),
+            scheduler,
+            nice,
+            None if affinity is None else frozenset(affinity),
+            ioprio,
+            groups,
+            gid,
+            uid,
+            pdeathsig,
+            parent,
+            no_new_privs,
+        ).copy()
+        if before_exec is not None:
+            before_exec(program)
+        if closes:
+            add_closing(program, descriptors)
+        program.execvp(paths, args, env)
+        flags &= ~_NEWTIME  # exec moves the process there; clone refuses it with VM
+        if maps is None or not maps.by_parent:
+            return program.start(
+                flags=flags,
+                exit_signal=exit_signal,
+                set_tid=set_tid,
+                cgroup=cgroup,
+                timeout=seconds,
+            )
+        child = program._begin(flags, exit_signal, set_tid, cgroup, suspends=False)
+        try:
+            maps.write(child.pid)
+        except BaseException:
+            child.kill()
+            child.wait()
+            child.close()
+            raise
+        return program._finish(child, seconds, suspended=False)
+
+
+# --- the setup ----------------------------------------------------------------------------------
+
+# Numbers in the child, and the descriptors of ours that they stand for; -1: what is there.
+Descriptors = tuple[tuple[int, int], ...]
+STANDARD: Descriptors = ((0, -1), (1, -1), (2, -1))
+
+
+@lru_cache(maxsize=128)
+def setup(
+    maps: IdMaps | None,
+    descriptors: Descriptors,
+    new_time: int,
+    hostname: str | None,
+    cwd: Path | int | None,
+    umask: int,
+    restore_signals: bool,
+    start_new_session: bool,
+    process_group: int | None,
+    rlimits: tuple[tuple[int, int | tuple[int, int]], ...] | None,
+    scheduler: tuple[int, int] | None,
+    nice: int | None,
+    affinity: frozenset[int] | None,
+    ioprio: tuple[int, int] | None,
+    groups: tuple[int, ...] | None,
+    gid: int | None,
+    uid: int | None,
+    pdeathsig: int | None,
+    parent_pidfd: int | None,
+    no_new_privs: bool,
+) -> Program:
+    """Make the steps that depend on the options alone; the order is that of `spawn`.
+
+    They are kept for the next child with the same options. A copy of the program is what more steps
+    may be added to.
+    """
+    program = Program()
+    if maps is not None:
+        maps.add_steps(program)
+    add_descriptors(program, descriptors)
+    if new_time:
+        program.unshare(new_time)
+    if hostname is not None:
+        program.sethostname(hostname)
+    if isinstance(cwd, int):
+        program.fchdir(cwd)
+    elif cwd is not None:
+        program.chdir(cwd)
+    if umask >= 0:
+        program.umask(umask)
+    if restore_signals:
+        program.default_signals(RESTORED_SIGNALS)
+    if start_new_session:
+        program.setsid()
+    if process_group is not None:
+        program.setpgid(process_group)
+    for resource, limit in rlimits or ():
+        soft, hard = (limit, limit) if isinstance(limit, int) else limit
+        program.setrlimit(resource, soft, hard)
+    if scheduler is not None:
+        program.sched_setscheduler(*scheduler)
+    if nice is not None:
+        program.setpriority(nice)
+    if affinity is not None:
+        program.sched_setaffinity(affinity)
+    if ioprio is not None:
+        program.ioprio_set(*ioprio)
+    # The user last, while it may still change the groups.
+    if groups is not None:
+        program.setgroups(groups)
+    if gid is not None:
+        program.setresgid(gid)
+    if uid is not None:
+        program.setresuid(uid)
+    if pdeathsig is not None:
+        program.set_pdeathsig(pdeathsig, parent_pidfd)
+    if no_new_privs:
+        program.set_no_new_privs()
+    return program
+
+
+def add_descriptors(program: Program, descriptors: Descriptors) -> None:
+    """Move descriptors to their numbers in the child, whatever the overlaps."""
+    pending: dict[int, int | Result] = {**dict(descriptors)}
+    highest = max(pending, default=0)
+    for target, source in descriptors:
+        if source in {-1, target}:
+            del pending[target]
+            if source == target:
+                program.dup2(target, target)
+    while pending:
+        # One whose number is not the source of another can be made now.
+        sources = list(pending.values())
+        free = [target for target in pending if target not in sources]
+        if free:
+            for target in free:
+                program.dup2(pending.pop(target), target)
+            continue
+        # What is left are cycles. Each needs one copy, above all that will be overwritten.
+        first = next(iter(pending))
+        copy = program.dup_above(first, highest + 1)
+        for target, source in pending.items():
+            if source == first:
+                pending[target] = copy
+
+
+def add_closing(program: Program, kept: Iterable[int]) -> None:
+    """Close all descriptors but those that the child was given."""
+    first = 0
+    for fd in sorted(kept):
+        if fd > first:
+            program.close_range(first, fd - 1)
+        first = fd + 1
+    program.close_range(first)
+
+
+def check_args(args: Sequence[Path]) -> Sequence[Path]:
+    """Refuse what is one argument and not several.
+
+    Raises:
+        TypeError: `args` is one string or path.
+    """
+    if isinstance(args, str | bytes | os.PathLike):
+        raise TypeError("args must be a sequence of arguments, not one string or path")
+    return args
+
+
+def executables(name: Path, env: Mapping[Path, Path] | None) -> list[bytes]:
+    """List the files that a name may mean: itself, or those along the PATH of an environment."""
+    encoded = os.fsencode(name)
+    if os.path.dirname(encoded):
+        return [encoded]
+    directories = os.get_exec_path(env)  # type: ignore[arg-type] # typeshed wants one kind of key
+    return [os.path.join(os.fsencode(path), encoded) for path in directories]
+
+
+# --- names --------------------------------------------------------------------------------------
+
+
+def user_id(user: int | str) -> int:
+    """Look up a user.
+
+    Raises:
+        KeyError: there is no user of that name.
+    """
+    return pwd.getpwnam(user).pw_uid if isinstance(user, str) else user
+
+
+def group_id(group: int | str) -> int:
+    """Look up a group.
+
+    Raises:
+        KeyError: there is no group of that name.
+    """
+    return grp.getgrnam(group).gr_gid if isinstance(group, str) else group
+
+
+def _numbers(fds: Mapping[int, File]) -> list[tuple[int, int]]:
+    numbers = []
+    for target, file in fds.items():
+        if not isinstance(target, int) or not 0 <= target < _MOST_FDS:
+            raise ValueError(f"fds must have descriptors as keys, not {target!r}")
+        number = file if isinstance(file, int) else file.fileno()
+        if number < 0:
+            raise ValueError(f"fds[{target}] is no descriptor: {file!r}")
+        numbers.append((int(target), int(number)))
+    return numbers
+
+
+# --- id maps ------------------------------------------------------------------------------------
+
+_NEWIDMAP = {"uid": "newuidmap", "gid": "newgidmap"}
+
+
+class IdMaps:
+    """The id maps of a new user namespace, and who writes them.
+
+    The kernel lets a process without privileges map just its own id (user_namespaces(7)). That the
+    child does itself; all else is done by this process, or by newuidmap and newgidmap, while the
+    child waits.
+    """
+
+    def __init__(self, uid_map: IdMap | None, gid_map: IdMap | None, stack: ExitStack) -> None:
+        """Check what the user gave.
+
+        Raises:
+            ValueError: a map is empty, or has ids that there are not.
+        """
+        own = {"uid": os.geteuid(), "gid": os.getegid()}
+        self._maps: dict[str, list[tuple[int, int, int]]] = {}
+        for kind, given in (("uid", uid_map), ("gid", gid_map)):
+            if given is None:
+                continue
+            lines = [(given, own[kind], 1)] if isinstance(given, int) else [_line(x) for x in given]
+            if not lines:
+                raise ValueError(f"{kind}_map is empty")
+            if any(min(line) < 0 or max(line) >= 1 << 32 or line[2] == 0 for line in lines):
+                raise ValueError(f"{kind}_map has ids that there are not: {lines}")
+            self._maps[kind] = lines
+        self.by_parent = any(
+            len(lines) != 1 or lines[0][1:] != (own[kind], 1) for kind, lines in self._maps.items()
+        )
+        if self.by_parent:
+            self._gate = os.eventfd(0)
+            stack.callback(os.close, self._gate)
+
+    def add_steps(self, program: Program) -> None:
+        """Let the child write the maps, or wait until they are written."""
+        if self.by_parent:
+            program.set_pdeathsig(SIGKILL)  # nobody would open the gate after our end
+            ready = program.syscall("getpid")
+            program.syscall("read", self._gate, ready.pointer, 8, expect=8)
+            program.set_pdeathsig(0)
+            return
+        if "gid" in self._maps:
+            program.write_file("/proc/self/setgroups", b"deny")
+        for kind in self._maps:
+            program.write_file(f"/proc/self/{kind}_map", self._text(kind))
+
+    def _text(self, kind: str) -> bytes:
+        return "".join("{} {} {}\n".format(*line) for line in self._maps[kind]).encode()
+
+    def write(self, pid: int) -> None:
+        """Write the maps of a child that waits, and let it go on.
+
+        Raises:
+            OSError: that is not allowed.
+        """
+        for kind in self._maps:
+            try:
+                _write(f"/proc/{pid}/{kind}_map", self._text(kind))
+            except PermissionError as error:
+                self._write_with_help(kind, pid, error)
+        os.eventfd_write(self._gate, 1)
+
+    def _write_with_help(self, kind: str, pid: int, error: PermissionError) -> None:
+        lines = self._maps[kind]
+        own = os.getegid()
+        if kind == "gid" and len(lines) == 1 and lines[0][1:] == (own, 1):
+            _write(f"/proc/{pid}/setgroups", b"deny")
+            _write(f"/proc/{pid}/gid_map", self._text(kind))
+            return
+        helper = shutil.which(_NEWIDMAP[kind])
+        if helper is None:
+            error.strerror = f"{error.strerror}, and there is no {_NEWIDMAP[kind]}"
+            raise error
+        numbers = [str(number) for line in lines for number in line]
+        done = subprocess.run(
+            [helper, str(pid), *numbers], capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            text = f"{error.strerror}; {done.stderr.strip()}"
+            raise PermissionError(error.errno, text, f"/proc/{pid}/{kind}_map") from None
+
+
+def _line(line: Any) -> tuple[int, int, int]:
+    inside, outside, count = line
+    return int(inside), int(outside), int(count)
+
+
+def _write(path: str, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, data)
+    finally:
+        os.close(fd)
