@@ -18,6 +18,7 @@ static int exec_module(PyObject *module) {
         const char *name;
         PyType_Spec *spec;
     } types[] = {
+        {"Descriptor", &ramet_descriptor_spec},
         {"Pool", &ramet_pool_spec},
         {"Status", &ramet_status_spec},
         {"Task", &ramet_task_spec},

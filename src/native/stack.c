@@ -8,6 +8,7 @@
 #include <linux/futex.h>
 #include <linux/sched.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -20,6 +21,8 @@
 
 /* What a word holds until the kernel clears it. Any value but 0 will do. */
 #define ALIVE 1
+
+#define NANOSECONDS 1000000000
 
 struct ramet_stack *ramet_stack_map(size_t size) {
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
@@ -79,6 +82,7 @@ int ramet_stack_lend(struct ramet_stack *stack, struct ramet_launch *launch) {
     stack->word = NULL;
     stack->tid = 0;
     stack->released = 0;
+    stack->marked = NULL;
 
     /* Without CLONE_VM the child has a copy of this stack; with CLONE_VFORK it is done with
      * the stack when the call returns.
@@ -95,9 +99,17 @@ int ramet_stack_lend(struct ramet_stack *stack, struct ramet_launch *launch) {
     /* Otherwise the kernel, which has one address for both flags, has the caller's word, whose
      * value means nothing to us, since others may write to it: a process is seen to exit. */
     if ((args->flags & CLONE_VM) && (args->flags & CLONE_CHILD_CLEARTID)) {
-        *(int *)args->child_tid = ALIVE;
+        stack->marked = (int *)args->child_tid;
+        stack->before = *stack->marked;
+        *stack->marked = ALIVE;
     }
     return lasting;
+}
+
+void ramet_stack_not_started(struct ramet_stack *stack) {
+    if (stack->marked != NULL) {
+        *stack->marked = stack->before;
+    }
 }
 
 void ramet_stack_started(struct ramet_stack *stack, const struct ramet_launch *launch, int tid) {
@@ -125,28 +137,50 @@ int ramet_stack_released(struct ramet_stack *stack) {
     return released;
 }
 
-/* Between the clearing of the word and the end of the id lie microseconds, or, where the
- * word's owner has cleared it, the whole life of the thread. */
-static int wait_for_id(const struct timespec *deadline) {
-    const struct timespec moment = {.tv_nsec = 100000};
+static bool is_before(const struct timespec *a, const struct timespec *b) {
+    return a->tv_sec < b->tv_sec || (a->tv_sec == b->tv_sec && a->tv_nsec < b->tv_nsec);
+}
+
+/* Where the word is the caller's, the wake-up may go to a waiter of the caller's, or be that of
+ * another thread with the same word. So look for the end of the id now and then. When the
+ * kernel has cleared the word that is a matter of microseconds. */
+static int wait_for_id(int *word, int value, const struct timespec *deadline) {
+    const long moment = value == 0 ? 100000 : 10000000;
     struct timespec now;
-    if (deadline != NULL && clock_gettime(CLOCK_MONOTONIC, &now) == 0 &&
-        (now.tv_sec > deadline->tv_sec ||
-         (now.tv_sec == deadline->tv_sec && now.tv_nsec >= deadline->tv_nsec))) {
+    struct timespec soon;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    if (deadline != NULL && !is_before(&now, deadline)) {
         return ETIMEDOUT;
     }
-    return nanosleep(&moment, NULL) < 0 ? errno : EAGAIN;
+    soon = now;
+    soon.tv_nsec += moment;
+    if (soon.tv_nsec >= NANOSECONDS) {
+        soon.tv_sec++;
+        soon.tv_nsec -= NANOSECONDS;
+    }
+    if (deadline != NULL && is_before(deadline, &soon)) {
+        soon = *deadline;
+    }
+    long result = 0;
+    if (value == 0) {
+        result = -clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &soon, NULL);
+        return result == -EINTR ? EINTR : EAGAIN;
+    }
+    result =
+        syscall(SYS_futex, word, FUTEX_WAIT_BITSET, value, &soon, NULL, FUTEX_BITSET_MATCH_ANY);
+    return result < 0 && errno != ETIMEDOUT ? errno : EAGAIN;
 }
 
 /* The kernel's wake-up is not FUTEX_PRIVATE, and wakes one waiter (mm_release,
  * kernel/fork.c): so neither is our wait, and whoever sees the end wakes the others. */
 int ramet_stack_wait(const struct ramet_stack *stack, const struct timespec *deadline) {
     int value = __atomic_load_n(stack->word, __ATOMIC_ACQUIRE);
-    if (value == 0) {
-        return wait_for_id(deadline);
+    if (stack->tid != 0) {
+        return wait_for_id(stack->word, value, deadline);
     }
-    long result = syscall(SYS_futex, stack->word, FUTEX_WAIT_BITSET, value, deadline, NULL,
-                          FUTEX_BITSET_MATCH_ANY);
+    long result = value == 0 ? 0
+                             : syscall(SYS_futex, stack->word, FUTEX_WAIT_BITSET, value, deadline,
+                                       NULL, FUTEX_BITSET_MATCH_ANY);
     return result < 0 ? errno : EAGAIN;
 }
 

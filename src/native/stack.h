@@ -15,6 +15,8 @@ struct ramet_stack {
     int *word;                   /* what the kernel clears at the end; NULL: nothing does */
     int tid;                     /* of a thread whose word is its user's; 0: the word is ours */
     int released;                /* the task was seen to have let go */
+    int *marked;                 /* the word that says that the task is alive */
+    int before;                  /* what it held */
     int holds_dumpable;          /* the task may change its credentials: see dumpable.h */
 };
 
@@ -30,6 +32,9 @@ void ramet_stack_take_back(struct ramet_stack *stack);
  * of its end. Returns whether a task that is started by it will need the stack after the
  * call. fn, arg and program of the record are set. */
 int ramet_stack_lend(struct ramet_stack *stack, struct ramet_launch *launch);
+
+/* The task that it was lent to could not be started: the caller's word is as it was. */
+void ramet_stack_not_started(struct ramet_stack *stack);
 
 /* The task that it was lent to has been started. */
 void ramet_stack_started(struct ramet_stack *stack, const struct ramet_launch *launch, int tid);

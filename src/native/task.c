@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "dumpable.h"
+#include "fork.h"
 #include "pool.h"
 #include "task.h"
 
@@ -41,7 +42,11 @@ static Task *new_task(PyTypeObject *type) {
 /* Whether the task has let go of our memory. If not, at the end of the interpreter, what
  * it may touch must stay. */
 static int is_over(Task *self) {
-    return self->stack == NULL || ramet_stack_released(self->stack);
+    return self->stack == NULL || ramet_stack_released(self->stack) || !ramet_task_is_ours(self);
+}
+
+int ramet_task_is_ours(const Task *self) {
+    return self->generation == ramet_generation() && self->owner == getpid();
 }
 
 static void take_report(Task *self, const struct ramet_record *record) {
@@ -99,11 +104,11 @@ static void move(Task *from, Task *to) {
 
 /* All in one: between two steps of Python a signal handler might raise. */
 int ramet_task_detach(Task *self) {
-    if (self->users > 0) {
+    int ours = ramet_task_is_ours(self);
+    if (ours && self->users > 0) {
         self->closing = 1;
         return 0;
     }
-    int ours = self->owner == getpid(); /* and not a copy of it in a fork */
     int unreaped = self->status == NULL && self->waitable && self->pidfd >= 0;
     if (!ours || (!unreaped && self->stack == NULL)) {
         close_pidfd(self);
@@ -118,6 +123,7 @@ int ramet_task_detach(Task *self) {
     }
     rest->pid = self->pid;
     rest->owner = self->owner;
+    rest->generation = self->generation;
     rest->flags = self->flags;
     rest->waitable = self->waitable;
     rest->status = Py_XNewRef(self->status);
@@ -147,7 +153,7 @@ static void task_finalize(PyObject *object) {
     PyObject *value = NULL;
     PyObject *traceback = NULL;
     PyErr_Fetch(&type, &value, &traceback);
-    int unreaped = self->status == NULL && self->waitable && self->owner == getpid();
+    int unreaped = self->status == NULL && self->waitable && ramet_task_is_ours(self);
     int result = ramet_task_detach(self);
     if (result == 0) {
         PyObject *done = PyObject_CallMethod(object, "_dropped", "i", unreaped);
@@ -302,17 +308,20 @@ static PyObject *start_task(PyObject *module, PyObject *const *args, Py_ssize_t 
     self->flags = launch.args.flags;
     self->waitable = (self->flags & NOT_OURS) ? 0 : 1;
     self->owner = getpid();
+    self->generation = ramet_generation();
     long result = start(self, &launch);
     if (result > 0 && lasting) {
         ramet_stack_started(stack, &launch, (int)result);
         self->pool = Py_NewRef(pool);
         self->keep = Py_NewRef(args[KEEP]);
         self->stack = stack;
-    } else {
+    } else if (result > 0) {
         take_report(self, stack->record);
         ramet_pool_give(pool, stack);
     }
     if (result < 0) {
+        ramet_stack_not_started(stack);
+        ramet_pool_give(pool, stack);
         Py_DECREF(self);
         return PyLong_FromLong(result);
     }
@@ -322,6 +331,7 @@ static PyObject *start_task(PyObject *module, PyObject *const *args, Py_ssize_t 
 static PyObject *after_fork(PyObject *module, PyObject *unused) {
     (void)module;
     (void)unused;
+    ramet_next_generation();
     ramet_dumpable_after_fork();
     Py_RETURN_NONE;
 }
@@ -424,7 +434,6 @@ static PyMethodDef task_methods[] = {
 static PyMemberDef task_members[] = {
     {"_pid", T_LONG, offsetof(Task, pid), READONLY, NULL},
     {"_waitable", T_BOOL, offsetof(Task, waitable), READONLY, NULL},
-    {"_owner", T_INT, offsetof(Task, owner), READONLY, NULL},
     {"_flags", T_ULONGLONG, offsetof(Task, flags), READONLY, NULL},
     {"_failed", T_BOOL, offsetof(Task, failed), READONLY, NULL},
     {"_quiet", T_BOOL, offsetof(Task, quiet), 0, NULL},
@@ -438,7 +447,13 @@ static PyObject *task_get_pidfd(Task *self, void *closure) {
     return PyLong_FromLong(self->closing ? -1 : self->pidfd);
 }
 
+static PyObject *task_is_ours(Task *self, void *closure) {
+    (void)closure;
+    return PyBool_FromLong(ramet_task_is_ours(self));
+}
+
 static PyGetSetDef task_getset[] = {
+    {"_is_ours", (getter)(void (*)(void))task_is_ours, NULL, NULL, NULL},
     {"_pidfd", (getter)(void (*)(void))task_get_pidfd, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

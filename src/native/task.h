@@ -11,12 +11,13 @@
 /* Fields change with the GIL held or, where there is none, in a critical section of the object. */
 typedef struct {
     PyObject_HEAD
-    int lock;                  /* held by whoever is in waitid: see wait.c */
-    int pidfd;                 /* -1: none, or closed */
-    int users;                 /* calls that block on the pidfd */
-    char closing;              /* to be closed when the last of them is done */
-    long pid;                  /* as the caller's pid namespace has it */
-    pid_t owner;               /* the process whose child it is */
+    int lock;     /* held by whoever is in waitid: see wait.c */
+    int pidfd;    /* -1: none, or closed */
+    int users;    /* calls that block on the pidfd */
+    char closing; /* to be closed when the last of them is done */
+    long pid;     /* as the caller's pid namespace has it */
+    pid_t owner;  /* the process whose child it is, and its generation: see fork.c */
+    int generation;
     char waitable;             /* the kernel will give us its exit status */
     PyObject *status;          /* ExitStatus; set once, when it is known */
     struct ramet_stack *stack; /* what it runs on in our memory, while it does */
@@ -30,6 +31,9 @@ typedef struct {
     char failed;
     char quiet; /* no warning when it is dropped before it was waited for */
 } Task;
+
+/* Whether the process that asks is the one that has started it, and not a fork of that. */
+int ramet_task_is_ours(const Task *self);
 
 /* Lets go of what the task ran on: it is known to be done with it. */
 void ramet_task_release(Task *self);

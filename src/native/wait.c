@@ -24,6 +24,7 @@
 
 #define NANOSECONDS 1000000000
 #define MILLISECOND 1000000
+#define MOST_SIGNALS 64
 
 /* While a call blocks on a pidfd, without the GIL, nobody closes it: its number might become
  * another's before the kernel has looked at it. */
@@ -120,7 +121,7 @@ static PyObject *reap(Task *self, int options, PyObject *status_type) {
         if (!try_lock(&self->lock)) {
             /* Whoever holds it is in waitid, and done with it when the child is; but
              * in a fork of the process, where there is no such thread. */
-            if (!(options & WNOHANG) || !has_exited(self->pidfd) || self->owner != getpid()) {
+            if (!(options & WNOHANG) || !has_exited(self->pidfd) || !ramet_task_is_ours(self)) {
                 Py_RETURN_NONE;
             }
             Py_BEGIN_ALLOW_THREADS
@@ -244,6 +245,9 @@ PyObject *ramet_task_send_signal(Task *self, PyObject *signal) {
     long number = PyLong_AsLong(signal);
     if (number == -1 && PyErr_Occurred()) {
         return NULL;
+    }
+    if (number < 0 || number > MOST_SIGNALS) { /* the kernel takes an int */
+        return PyLong_FromLong(EINVAL);
     }
     long result = 0;
     int error = 0;

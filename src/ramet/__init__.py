@@ -1,24 +1,29 @@
 """clone(2) and clone3(2) for Python.
 
-Start a C function in a new process or thread, with exactly the sharing, namespaces, cgroup and
-handles that you ask for. `clone` is the front door; `ramet.lowlevel` has the bare system calls.
+Start a C function, or a program file with any setup, in a new process or thread, with exactly the
+sharing, namespaces, cgroup and handles that you ask for. `clone` starts functions, `spawn` and
+`Popen` start program files, and a `Program` is what a child does before it execs; `ramet.lowlevel`
+has the bare system calls.
 
 All names are defined in private modules and exported here, and only here.
 """
 
-from pathlib import Path
+import os as _os
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from ramet import lowlevel
 from ramet._child import Child, ExitStatus
 from ramet._child_error import ChildError
 from ramet._clone import clone
 from ramet._flags import CloneFlags, flag_rules
-from ramet._popen import Popen, call, check_call, check_output, run
 from ramet._probe import Support, probe
 from ramet._program import Program, Result
 from ramet._spawn import spawn
 from ramet._stacks import DEFAULT_STACK_SIZE
 from ramet._threads import Thread
+
+if _TYPE_CHECKING:
+    from ramet._popen import Popen, call, check_call, check_output, run
 
 __all__ = [
     "DEFAULT_STACK_SIZE",
@@ -44,10 +49,28 @@ __all__ = [
     "spawn",
 ]
 
+# The standard subprocess takes as long to import as all else here.
+_OF_POPEN = ("Popen", "call", "check_call", "check_output", "run")
+
+
+def __getattr__(name: str) -> object:
+    if name not in _OF_POPEN:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ramet import _popen  # noqa: PLC0415
+
+    for public in _OF_POPEN:
+        globals()[public] = thing = getattr(_popen, public)
+        thing.__module__ = __name__
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 def get_include() -> str:
     """Return the directory of ``ramet.h``, for a C compiler's ``-I``."""
-    return str(Path(__file__).parent / "include")
+    return _os.path.join(_os.path.dirname(__file__), "include")
 
 
 def get_library_dir() -> str:
@@ -55,10 +78,10 @@ def get_library_dir() -> str:
 
     ``pkgconfig`` below it is for PKG_CONFIG_PATH.
     """
-    return str(Path(__file__).parent / "lib")
+    return _os.path.join(_os.path.dirname(__file__), "lib")
 
 
-for _name in __all__:
+for _name in set(__all__).difference(_OF_POPEN):
     if hasattr(_public := globals()[_name], "__qualname__"):
         _public.__module__ = __name__
 del _name, _public

@@ -217,7 +217,7 @@ class Child(Task):
         CLONE_PIDFD_AUTOKILL is killed by this. While another thread waits for it, the pidfd
         stays open until that is done.
         """
-        if self._flags & _AUTOKILL and self._pidfd >= 0 and not self._is_a_copy():
+        if self._flags & _AUTOKILL and self._pidfd >= 0 and self._is_ours:
             self.kill()  # as closing the pidfd would, of which its memory may have need yet
         self._detach()
         _orphans.sweep()
@@ -249,9 +249,6 @@ class Child(Task):
 
     # --- the kernel's side --------------------------------------------------------------------
 
-    def _is_a_copy(self) -> bool:
-        return self._owner != os.getpid()
-
     def _poll(self, patience: int) -> ExitStatus | None:
         """Collect the exit status, waiting at most `patience` ns for others to reap."""
         status = self._reap(os.WNOHANG, ExitStatus)
@@ -259,7 +256,7 @@ class Child(Task):
             return status
         if self._pidfd < 0:
             raise ValueError(f"{self!r} was closed before it was waited for")
-        if self._is_a_copy():
+        if not self._is_ours:
             raise self._lost("it is a child of the process that this one was forked from")
         if self._waitable or not self._readable(0, POLLIN):
             return None

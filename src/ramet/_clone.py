@@ -10,17 +10,16 @@ import operator
 import os
 import struct
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from signal import SIGCHLD
 from typing import NamedTuple, Protocol, TypeVar
 
 from ramet._child import Child
 from ramet._errors import advise, call_error, describe_call
 from ramet._flags import CLONE3_ONLY, NAMESPACES, CloneFlags, check_flags, spell
-from ramet._native import Pool, Task, start
+from ramet._native import Descriptor, Pool, Task, start
 from ramet._orphans import sweep, waiting
-from ramet._pointers import PythonCallableError, function_address, pointer, word
+from ramet._pointers import PythonCallableError, c_string, function_address, pointer, word
 from ramet._stacks import DEFAULT_STACK_SIZE, pool
 from ramet._threads import Thread
 
@@ -110,7 +109,7 @@ def clone(
     if type(flags) is not int:  # the hash of an IntFlag is a call of Python
         flags = _integer(flags, "flags")
     stacks = pool if stack_size is DEFAULT_STACK_SIZE else _stacks_of(stack_size)
-    if ptid is tls is ctid is cgroup is exit_signal is None and not set_tid:
+    if ptid is tls is ctid is cgroup is exit_signal is None and set_tid == ():
         handle, wanted, signal, lasting = _simple_plans.get(flags) or _simple_plan(flags)
         keep: object = (fn, arg_owner) if lasting else None
         sys.audit("ramet.clone", address, wanted)
@@ -134,19 +133,21 @@ def clone(
     keep = (fn, arg_owner, ptid_owner, tls_owner, ctid_owner) if lasting else None
     ids = _pack_ids(set_tid)
     sys.audit("ramet.clone", address, wanted)
-    with _cgroup_descriptor(cgroup) as descriptor:
-        call = _Call(
-            address,
-            arg_address,
-            wanted,
-            signal,
-            ptid_address,
-            tls_address,
-            ctid_address,
-            descriptor,
-            ids,
-        )
-        return _start(handle, stacks, keep, call)
+    directory, descriptor = _cgroup_descriptor(cgroup)  # the first closes what it has opened
+    call = _Call(
+        address,
+        arg_address,
+        wanted,
+        signal,
+        ptid_address,
+        tls_address,
+        ctid_address,
+        descriptor,
+        ids,
+    )
+    task = _start(handle, stacks, keep, call)
+    del directory
+    return task
 
 
 # --- the plan -----------------------------------------------------------------------------------
@@ -337,7 +338,9 @@ def _stacks_of(stack_size: int) -> Pool:
 
 
 def _pack_ids(set_tid: Sequence[int]) -> bytes:
-    if isinstance(set_tid, str | bytes) or not isinstance(set_tid, Sequence):
+    if isinstance(set_tid, str | bytes | bytearray | memoryview) or not isinstance(
+        set_tid, Sequence
+    ):
         raise TypeError(f"set_tid must be a sequence of ints, not {type(set_tid).__name__}")
     if len(set_tid) > _MAX_PID_NAMESPACES:
         raise ValueError(
@@ -350,27 +353,27 @@ def _pack_ids(set_tid: Sequence[int]) -> bytes:
     return struct.pack(f"={len(ids)}i", *ids)
 
 
-@contextmanager
-def _cgroup_descriptor(cgroup: int | str | os.PathLike[str] | HasFileno | None) -> Iterator[int]:
-    """Give a descriptor of the directory, -1 for None. What was opened here is closed here."""
+def _cgroup_descriptor(
+    cgroup: int | str | os.PathLike[str] | HasFileno | None,
+) -> tuple[Descriptor | None, int]:
+    """Return a descriptor of the directory, -1 for None, and what owns it if it was opened here."""
     if cgroup is None:
-        yield -1
-    elif isinstance(cgroup, str | os.PathLike):
-        descriptor = os.open(cgroup, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return None, -1
+    if isinstance(cgroup, str | os.PathLike):
         try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
+            directory = Descriptor.directory(c_string(cgroup))
+        except OSError as error:
+            error.filename = os.fspath(cgroup)
+            raise
+        return directory, directory.number
+    if isinstance(cgroup, int):
+        number = cgroup
+    elif hasattr(cgroup, "fileno"):
+        number = cgroup.fileno()
     else:
-        if isinstance(cgroup, int):
-            descriptor = cgroup
-        elif hasattr(cgroup, "fileno"):
-            descriptor = cgroup.fileno()
-        else:
-            raise TypeError(
-                f"cgroup must be a path, a descriptor or have a fileno(), "
-                f"not {type(cgroup).__name__}"
-            )
-        if not 0 <= descriptor < _MAX_DESCRIPTOR:
-            raise ValueError(f"cgroup must be a path or a descriptor, not {cgroup!r}")
-        yield descriptor
+        raise TypeError(
+            f"cgroup must be a path, a descriptor or have a fileno(), not {type(cgroup).__name__}"
+        )
+    if not 0 <= number < _MAX_DESCRIPTOR:
+        raise ValueError(f"cgroup must be a path or a descriptor, not {cgroup!r}")
+    return None, number

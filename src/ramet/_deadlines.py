@@ -22,15 +22,18 @@ def check_timeout(timeout: float | None) -> float | None:
         TypeError: not a number.
         ValueError: NaN.
     """
-    if timeout is None or timeout == math.inf:
+    if timeout is None:
         return None
-    try:
-        if math.isnan(timeout):
-            raise ValueError("timeout is not a number")
-    except TypeError:
+    if isinstance(timeout, str | bytes) or not hasattr(type(timeout), "__float__"):
         kind = type(timeout).__name__
-        raise TypeError(f"timeout must be a number of seconds or None, not {kind}") from None
-    return max(timeout, 0)
+        raise TypeError(f"timeout must be a number of seconds or None, not {kind}")
+    try:
+        seconds = float(timeout)
+    except OverflowError:
+        seconds = math.inf
+    if math.isnan(seconds):
+        raise ValueError("timeout is not a number")
+    return None if seconds == math.inf else max(seconds, 0.0)
 
 
 def deadline_after(timeout: float | None) -> float | None:

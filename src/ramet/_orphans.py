@@ -7,12 +7,13 @@ stacks, not the handles.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections import deque
 from contextlib import suppress
 from select import POLLIN
 
-from ramet._native import Status, Task
+from ramet._native import Status, Task, after_fork
 
 waiting: deque[Task] = deque()
 """What is left of the tasks: what they run on, and their pidfds. One that is in here stays until
@@ -52,6 +53,7 @@ def _has_exited(task: Task) -> bool:
 
 
 def _after_fork_in_child() -> None:
+    after_fork()
     # Not our children. What they run on is a copy here, and stays mapped.
     for task in waiting:
         task._close_pidfd()
@@ -59,3 +61,4 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
+atexit.register(sweep)  # also at the end of a subinterpreter, which no later start follows

@@ -125,6 +125,21 @@ def word(value: object, name: str) -> tuple[int, object]:
     return address, owner
 
 
+def c_string(value: object) -> bytes:
+    """Encode a string or path for the kernel.
+
+    Raises:
+        ValueError: it has a NUL in it.
+        TypeError: it is none.
+    """
+    if not isinstance(value, str | bytes | os.PathLike):
+        raise TypeError(f"expected a str, bytes or path, not {type(value).__name__}")
+    encoded = os.fsencode(value)
+    if b"\0" in encoded:
+        raise ValueError("embedded null byte")
+    return encoded
+
+
 def _refuse_callback(fn: object, is_callback: bool) -> None:
     if is_callback:
         raise PythonCallableError(f"{fn!r} calls back into Python")
@@ -142,6 +157,7 @@ def _ctypes_bases(value: object) -> set[str]:
 
 
 _CTYPES = {"ctypes", "_ctypes"}
+_FUNCFLAG_PYTHONAPI = 4  # of ctypes.pythonapi: functions that need the GIL
 
 
 def _is_ctypes_function(value: object) -> bool:
@@ -149,9 +165,24 @@ def _is_ctypes_function(value: object) -> bool:
 
 
 def _is_ctypes_callback(fn: Any) -> bool:
-    """Whether a function pointer was made from a Python function: it keeps the thunk alive."""
-    kept = fn._objects or {}
-    return any(type(item).__name__ == "CThunkObject" for item in kept.values())
+    """Whether a function pointer calls Python: it, or what it was taken out of, keeps the thunk."""
+    if getattr(type(fn), "_flags_", 0) & _FUNCFLAG_PYTHONAPI:
+        return True
+    owner = fn
+    while owner is not None:
+        if _has_thunk(owner._objects):
+            return True
+        owner = owner._b_base_
+    return False
+
+
+def _has_thunk(kept: object) -> bool:
+    if isinstance(kept, dict):
+        return any(map(_has_thunk, kept.values()))
+    if isinstance(kept, tuple | list):
+        return any(map(_has_thunk, kept))
+    inner = getattr(kept, "_objects", None)
+    return type(kept).__name__ == "CThunkObject" or (inner is not None and _has_thunk(inner))
 
 
 def _is_ctypes_pointer(value: object) -> bool:

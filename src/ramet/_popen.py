@@ -24,12 +24,12 @@ _SHELL = "/bin/sh"
 
 
 class Popen(subprocess.Popen[Any]):
-    """subprocess.Popen, started as `ramet.spawn` does it.
+    """A subprocess.Popen that is started as `ramet.spawn` does it.
 
-    Takes all that the standard class takes, and means the same by it; with `preexec_fn` the standard
-    way is gone. Beside that, as of `ramet.spawn`: `flags`, `uid_map`, `gid_map`, `rlimits`,
-    `pdeathsig`, `no_new_privs`, `cgroup`, `nice`, `affinity`, `scheduler`, `ioprio`, `hostname`,
-    `before_exec`, `exit_signal` and `set_tid`; and `start_timeout`, its `timeout`.
+    Takes all that the standard class takes, and means the same by it; with `preexec_fn` the
+    standard way is gone. Beside that, as of `ramet.spawn`: `flags`, `uid_map`, `gid_map`,
+    `rlimits`, `pdeathsig`, `no_new_privs`, `cgroup`, `nice`, `affinity`, `scheduler`, `ioprio`,
+    `hostname`, `before_exec`, `exit_signal` and `set_tid`; and `start_timeout`, its `timeout`.
 
     The child is waited for, and signalled, by its pidfd. It is started without the GIL.
 
@@ -110,7 +110,7 @@ class Popen(subprocess.Popen[Any]):
 
     # --- what the standard class calls ------------------------------------------------------
 
-    def _execute_child(  # type: ignore[misc] # typeshed does not know it
+    def _execute_child(
         self,
         args: Any,
         executable: Any,
@@ -142,7 +142,7 @@ class Popen(subprocess.Popen[Any]):
                     "preexec_fn runs Python in a fork: it can't be combined with ramet's options; "
                     "before_exec can"
                 )
-            super()._execute_child(  # type: ignore[misc]
+            super()._execute_child(  # type: ignore[misc] # typeshed does not know it
                 args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo,
                 creationflags, shell, p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite,
                 restore_signals, gid, gids, uid, umask, start_new_session, process_group,

@@ -20,7 +20,8 @@ from ramet._child_error import ChildError, failed_step, killed_in_step
 from ramet._clone import HasFileno, clone
 from ramet._deadlines import check_timeout, nanoseconds
 from ramet._flags import CloneFlags
-from ramet._steps import Environment, Steps, c_string
+from ramet._pointers import c_string
+from ramet._steps import Environment, Steps
 from ramet._syscalls import NUMBERS
 
 _F = CloneFlags
@@ -545,6 +546,3 @@ def _render_string(arg: str | bytes | os.PathLike[str]) -> str:
 def _quote(text: str) -> str:
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in escaped) + '"'
-
-
-os.register_at_fork(after_in_child=_native.after_fork)

@@ -10,10 +10,7 @@ import grp
 import operator
 import os
 import pwd
-import shutil
-import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from functools import lru_cache
 from signal import SIGKILL, SIGPIPE, SIGXFSZ
 from typing import Any
@@ -22,6 +19,7 @@ from ramet._child import Child
 from ramet._clone import HasFileno
 from ramet._deadlines import check_timeout
 from ramet._flags import CloneFlags
+from ramet._native import Descriptor
 from ramet._program import Program, Result
 from ramet._steps import Path
 
@@ -158,7 +156,7 @@ def spawn(
     )
 
 
-def launch(
+def launch(  # noqa: D417 - the other arguments are those of spawn
     args: Sequence[Path],
     paths: Sequence[bytes],
     env: Mapping[Path, Path] | None,
@@ -201,62 +199,60 @@ def launch(
     if flags & _FILES and closes:
         raise ValueError("CLONE_FILES shares the descriptors that would be closed in the child")
     seconds = check_timeout(timeout)
-    with ExitStack() as stack:
-        maps = None
-        if uid_map is not None or gid_map is not None:
-            maps = IdMaps(uid_map, gid_map, stack)
-            flags |= _NEWUSER
-        parent = None
-        if pdeathsig is not None:
-            parent = os.pidfd_open(os.getpid())
-            stack.callback(os.close, parent)
-        # What has descriptors of this call in it is not worth to be kept.
-        make = setup if maps is None and parent is None else setup.__wrapped__
-        program = make(
-            maps,
-            tuple(descriptors.items()),
-            flags & _NEWTIME,
-            hostname,
-            cwd,  # type: ignore[arg-type] # a PathLike need not be hashable, but is
-            umask,
-            restore_signals,
-            start_new_session,
-            process_group,
-            None if rlimits is None else tuple(rlimits.items()),
-            scheduler,
-            nice,
-            None if affinity is None else frozenset(affinity),
-            ioprio,
-            groups,
-            gid,
-            uid,
-            pdeathsig,
-            parent,
-            no_new_privs,
-        ).copy()
-        if before_exec is not None:
-            before_exec(program)
-        if closes:
-            add_closing(program, descriptors)
-        program.execvp(paths, args, env)
-        flags &= ~_NEWTIME  # exec moves the process there; clone refuses it with VM
-        if maps is None or not maps.by_parent:
-            return program.start(
-                flags=flags,
-                exit_signal=exit_signal,
-                set_tid=set_tid,
-                cgroup=cgroup,
-                timeout=seconds,
-            )
-        child = program._begin(flags, exit_signal, set_tid, cgroup, suspends=False)
-        try:
-            maps.write(child.pid)
-        except BaseException:
-            child.kill()
-            child.wait()
-            child.close()
-            raise
-        return program._finish(child, seconds, suspended=False)
+    maps = None
+    if uid_map is not None or gid_map is not None:
+        maps = IdMaps(uid_map, gid_map)
+        flags |= _NEWUSER
+    parent = None
+    if pdeathsig is not None:
+        parent = Descriptor.this_process()
+    # What has descriptors of this call in it is not worth to be kept.
+    make = setup if maps is None and parent is None else setup.__wrapped__
+    program = make(
+        maps,
+        tuple(descriptors.items()),
+        flags & _NEWTIME,
+        hostname,
+        cwd,  # type: ignore[arg-type] # a PathLike need not be hashable, but is
+        umask,
+        restore_signals,
+        start_new_session,
+        process_group,
+        None if rlimits is None else tuple(rlimits.items()),
+        scheduler,
+        nice,
+        None if affinity is None else frozenset(affinity),
+        ioprio,
+        groups,
+        gid,
+        uid,
+        pdeathsig,
+        None if parent is None else parent.number,
+        no_new_privs,
+    ).copy()
+    if before_exec is not None:
+        before_exec(program)
+    if closes:
+        add_closing(program, descriptors)
+    program.execvp(paths, args, env)
+    flags &= ~_NEWTIME  # exec moves the process there; clone refuses it with VM
+    if maps is None or not maps.by_parent:
+        return program.start(
+            flags=flags,
+            exit_signal=exit_signal,
+            set_tid=set_tid,
+            cgroup=cgroup,
+            timeout=seconds,
+        )
+    child = program._begin(flags, exit_signal, set_tid, cgroup, suspends=False)
+    try:
+        maps.write(child.pid)
+    except BaseException:
+        child.kill()
+        child.wait()
+        child.close()
+        raise
+    return program._finish(child, seconds, suspended=False)
 
 
 # --- the setup ----------------------------------------------------------------------------------
@@ -267,7 +263,7 @@ STANDARD: Descriptors = ((0, -1), (1, -1), (2, -1))
 
 
 @lru_cache(maxsize=128)
-def setup(
+def setup(  # noqa: PLR0912 - one branch for each option, in the order that matters
     maps: IdMaps | None,
     descriptors: Descriptors,
     new_time: int,
@@ -341,13 +337,13 @@ def setup(
 
 def add_descriptors(program: Program, descriptors: Descriptors) -> None:
     """Move descriptors to their numbers in the child, whatever the overlaps."""
-    pending: dict[int, int | Result] = {**dict(descriptors)}
-    highest = max(pending, default=0)
+    pending: dict[int, int | Result] = {}
+    highest = max((target for target, _ in descriptors), default=0)
     for target, source in descriptors:
-        if source in {-1, target}:
-            del pending[target]
-            if source == target:
-                program.dup2(target, target)
+        if source == target:
+            program.dup2(target, target)
+        elif source != -1:
+            pending[target] = source
     while pending:
         # One whose number is not the source of another can be made now.
         sources = list(pending.values())
@@ -359,9 +355,7 @@ def add_descriptors(program: Program, descriptors: Descriptors) -> None:
         # What is left are cycles. Each needs one copy, above all that will be overwritten.
         first = next(iter(pending))
         copy = program.dup_above(first, highest + 1)
-        for target, source in pending.items():
-            if source == first:
-                pending[target] = copy
+        pending = {to: copy if what == first else what for to, what in pending.items()}
 
 
 def add_closing(program: Program, kept: Iterable[int]) -> None:
@@ -440,7 +434,7 @@ class IdMaps:
     child waits.
     """
 
-    def __init__(self, uid_map: IdMap | None, gid_map: IdMap | None, stack: ExitStack) -> None:
+    def __init__(self, uid_map: IdMap | None, gid_map: IdMap | None) -> None:
         """Check what the user gave.
 
         Raises:
@@ -461,15 +455,14 @@ class IdMaps:
             len(lines) != 1 or lines[0][1:] != (own[kind], 1) for kind, lines in self._maps.items()
         )
         if self.by_parent:
-            self._gate = os.eventfd(0)
-            stack.callback(os.close, self._gate)
+            self._gate = Descriptor.gate()
 
     def add_steps(self, program: Program) -> None:
         """Let the child write the maps, or wait until they are written."""
         if self.by_parent:
             program.set_pdeathsig(SIGKILL)  # nobody would open the gate after our end
             ready = program.syscall("getpid")
-            program.syscall("read", self._gate, ready.pointer, 8, expect=8)
+            program.syscall("read", self._gate.number, ready.pointer, 8, expect=8)
             program.set_pdeathsig(0)
             return
         if "gid" in self._maps:
@@ -491,7 +484,7 @@ class IdMaps:
                 _write(f"/proc/{pid}/{kind}_map", self._text(kind))
             except PermissionError as error:
                 self._write_with_help(kind, pid, error)
-        os.eventfd_write(self._gate, 1)
+        os.eventfd_write(self._gate.number, 1)
 
     def _write_with_help(self, kind: str, pid: int, error: PermissionError) -> None:
         lines = self._maps[kind]
@@ -500,14 +493,16 @@ class IdMaps:
             _write(f"/proc/{pid}/setgroups", b"deny")
             _write(f"/proc/{pid}/gid_map", self._text(kind))
             return
+        import shutil  # noqa: PLC0415
+
         helper = shutil.which(_NEWIDMAP[kind])
         if helper is None:
             error.strerror = f"{error.strerror}, and there is no {_NEWIDMAP[kind]}"
             raise error
+        from ramet import _popen  # noqa: PLC0415 - as seldom needed as it is slow to import
+
         numbers = [str(number) for line in lines for number in line]
-        done = subprocess.run(
-            [helper, str(pid), *numbers], capture_output=True, text=True, check=False
-        )
+        done = _popen.run([helper, str(pid), *numbers], capture_output=True, text=True, check=False)
         if done.returncode != 0:
             text = f"{error.strerror}; {done.stderr.strip()}"
             raise PermissionError(error.errno, text, f"/proc/{pid}/{kind}_map") from None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from ramet import _names, _native
 from ramet._flags import spell as spell_clone_flags
 from ramet._names import AT_EMPTY_PATH, AT_FDCWD, flag_names, value_name
+from ramet._pointers import c_string
 
 if TYPE_CHECKING:
     from ramet._program import Result
@@ -706,21 +707,6 @@ def _three_ids(first: int, second: int | None, third: int | None) -> tuple[int, 
         if value != _UNCHANGED:
             _check_id(value)
     return ids
-
-
-def c_string(value: object) -> bytes:
-    """Encode a string or path for the kernel.
-
-    Raises:
-        ValueError: it has a NUL in it.
-        TypeError: it is none.
-    """
-    if not isinstance(value, str | bytes | os.PathLike):
-        raise TypeError(f"expected a str, bytes or path, not {type(value).__name__}")
-    encoded = os.fsencode(value)
-    if b"\0" in encoded:
-        raise ValueError("embedded null byte")
-    return encoded
 
 
 class Environment:

@@ -50,7 +50,7 @@ class Thread(Task):
         return self.pidfd
 
     def is_alive(self) -> bool:
-        """Whether the thread may still run."""
+        """Whether the thread may still run, in this process."""
         return not self._is_over()
 
     def join(self, timeout: float | None = None) -> int | None:
@@ -67,10 +67,16 @@ class Thread(Task):
 
         Raises:
             TimeoutError: it still runs after `timeout` seconds.
+            ChildProcessError: this is a fork of the process whose thread it is.
             TypeError, ValueError: `timeout` is not a number.
 
         Source: futex(2), set_tid_address(2).
         """
+        if not self._is_ours:
+            raise ChildProcessError(
+                errno.ECHILD,
+                f"thread {self._pid} runs in the process that this one was forked from",
+            )
         if not self._join(nanoseconds(check_timeout(timeout))):
             raise TimeoutError(
                 errno.ETIMEDOUT, f"thread {self._pid} still runs after {timeout} seconds"
@@ -87,7 +93,8 @@ class Thread(Task):
         traceback: TracebackType | None,
     ) -> None:
         """Join the thread."""
-        self.join()
+        if self._is_ours:
+            self.join()
 
     def __repr__(self) -> str:
         return f"<ramet.Thread tid={self._pid} {'alive' if self.is_alive() else 'ended'}>"

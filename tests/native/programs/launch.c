@@ -42,6 +42,7 @@ static long start(long (*fn)(void *), void *argument, unsigned long flags, int u
         .use_clone = use_clone,
         .record = record,
     };
+    record->program = NULL;
     record->fn = fn;
     record->arg = argument;
     long result = ramet_launch(&launch);

@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Descriptor: one of ours for the time of a start. It is opened into an object that closes it, in
+ * one call: between two of Python the handler of a signal might raise.
+ */
+#define _GNU_SOURCE /* O_PATH */
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/eventfd.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "module.h"
+
+#include <structmember.h> /* part of Python.h from 3.12 on */
+
+typedef struct {
+    PyObject_HEAD
+    int number;
+} Descriptor;
+
+static Descriptor *allocate(PyObject *type) {
+    Descriptor *self = (Descriptor *)PyType_GenericAlloc((PyTypeObject *)type, 0);
+    if (self != NULL) {
+        self->number = -1;
+    }
+    return self;
+}
+
+static void descriptor_dealloc(PyObject *object) {
+    Descriptor *self = (Descriptor *)object;
+    PyTypeObject *type = Py_TYPE(object);
+    if (self->number >= 0) {
+        close(self->number);
+    }
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    release(object);
+    Py_DECREF(type);
+}
+
+/* directory(path as bytes) -> Descriptor, close-on-exec */
+static PyObject *descriptor_directory(PyObject *type, PyObject *path) {
+    const char *name = PyBytes_AsString(path);
+    Descriptor *self = name == NULL ? NULL : allocate(type);
+    if (self == NULL) {
+        return NULL;
+    }
+    self->number = open(name, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (self->number < 0) {
+        PyErr_SetFromErrnoWithFilenameObject(PyExc_OSError, path);
+        Py_CLEAR(self);
+    }
+    return (PyObject *)self;
+}
+
+/* this_process() -> a pidfd of ours, close-on-exec */
+static PyObject *descriptor_this_process(PyObject *type, PyObject *unused) {
+    (void)unused;
+    Descriptor *self = allocate(type);
+    if (self == NULL) {
+        return NULL;
+    }
+    self->number = (int)syscall(SYS_pidfd_open, getpid(), 0);
+    if (self->number < 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        Py_CLEAR(self);
+    }
+    return (PyObject *)self;
+}
+
+/* gate() -> an eventfd at 0, close-on-exec */
+static PyObject *descriptor_gate(PyObject *type, PyObject *unused) {
+    (void)unused;
+    Descriptor *self = allocate(type);
+    if (self == NULL) {
+        return NULL;
+    }
+    self->number = eventfd(0, EFD_CLOEXEC);
+    if (self->number < 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        Py_CLEAR(self);
+    }
+    return (PyObject *)self;
+}
+
+static PyMethodDef descriptor_methods[] = {
+    {"directory", METHOD(descriptor_directory), METH_O | METH_CLASS, NULL},
+    {"this_process", METHOD(descriptor_this_process), METH_NOARGS | METH_CLASS, NULL},
+    {"gate", METHOD(descriptor_gate), METH_NOARGS | METH_CLASS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef descriptor_members[] = {
+    {"number", T_INT, offsetof(Descriptor, number), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot descriptor_slots[] = {
+    {Py_tp_dealloc, descriptor_dealloc},
+    {Py_tp_methods, descriptor_methods},
+    {Py_tp_members, descriptor_members},
+    {0, NULL},
+};
+
+PyType_Spec ramet_descriptor_spec = {
+    .name = "ramet._native.Descriptor",
+    .basicsize = sizeof(Descriptor),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = descriptor_slots,
+};
