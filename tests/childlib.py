@@ -26,7 +26,7 @@ SOURCE = HERE / "childlib.c"
 PATH_VARIABLE = "RAMET_TEST_CHILDLIB"
 
 AT_FDCWD = -100
-FUTEX_WAIT, FUTEX_WAKE = 0, 1
+FUTEX_WAIT, FUTEX_WAKE, FUTEX_WAIT_BITSET = 0, 1, 9
 WALL = 0x4000_0000  # __WALL
 _PATIENCE = 20  # seconds that a child waits at a gate before it goes on by itself
 _CC = os.environ.get("CC", "cc").split()

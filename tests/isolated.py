@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 
-def run_python(code: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run code in a new interpreter that can import the tests.
+def run_python(
+    code: str, *, check: bool = True, before: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run code in a new interpreter that can import the tests, by another command if need be.
 
     With `check`, anything but success, and any warning, is an AssertionError that has the output.
     """
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", code],
+        [*before, sys.executable, "-X", "dev", "-W", "error", "-c", code],
         env={**os.environ, "PYTHONPATH": path.rstrip(os.pathsep)},
         capture_output=True,
         text=True,

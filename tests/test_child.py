@@ -11,7 +11,9 @@ import pickle
 import resource
 import select
 import selectors
+import shutil
 import signal
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,7 +27,7 @@ import pytest
 import ramet
 from ramet import CloneFlags, ExitStatus, _child
 from tests.childlib import WALL, Library, Script, load, run, start
-from tests.isolated import run_function
+from tests.isolated import run_function, run_python
 from tests.waiting import (
     KERNEL,
     Background,
@@ -510,7 +512,7 @@ def test_send_signal_when_closed() -> None:
             child.kill()
 
 
-@pytest.mark.parametrize("number", [65, -1, 1000])
+@pytest.mark.parametrize("number", [65, -1, 1000, 2**32 + signal.SIGKILL, -(2**63)])
 def test_send_no_signal(number: int) -> None:
     with running() as (child, _):
         with pytest.raises(OSError, match="Invalid argument") as caught:
@@ -668,6 +670,55 @@ def check_fork_while_another_thread_waits() -> None:
 
         in_fork(fork)
         assert waiter.result() is child.wait()
+
+
+def test_closed_in_a_fork_while_another_thread_waits() -> None:
+    with running() as (child, gate):
+        waiter = Background(child.wait)
+        waiter.until_blocked("waitid")
+        pidfd = child.pidfd
+
+        def close() -> None:
+            child.close()
+            assert not os.path.exists(f"/proc/self/fd/{pidfd}")
+
+        in_fork(close)
+        gate.open()
+        waiter.result()
+
+
+SAME_PID = """if True:
+    import os
+    from ramet import CloneFlags
+    from tests.childlib import Script, start, syscall
+    from tests.waiting import Background
+    assert os.getpid() == 1
+    script = Script()
+    gate = script.gate()
+    child = start(script)
+    waiter = Background(child.wait)
+    waiter.until_blocked("waitid")
+    syscall("unshare", CloneFlags.NEWPID)
+    pid = os.fork()
+    if pid == 0:
+        assert os.getpid() == 1
+        try:
+            child.poll()
+        except ChildProcessError:
+            os._exit(0)
+        os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
+    gate.open()
+    waiter.result()
+"""
+
+
+def test_a_fork_with_the_same_pid() -> None:
+    """Which process it is does not hang on the pid: both are pid 1 of their namespaces."""
+    unshare = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
+    if not shutil.which("unshare") or subprocess.run([*unshare, "true"], check=False).returncode:
+        pytest.skip("needs unshare(1), and the right to make user and pid namespaces")
+    run_python(SAME_PID, before=unshare)
 
 
 def test_dropped_in_a_fork() -> None:

@@ -295,6 +295,13 @@ def test_child_cleartid_wakes_the_futex(call: str) -> None:
         assert word.value == 0
 
 
+def test_a_failed_start_leaves_ctid_as_it_was(lib: Library, clone3: None) -> None:
+    word = ctypes.c_int(5)
+    with pytest.raises(FileExistsError):
+        start(lib.identity, 0, VM | CloneFlags.CHILD_CLEARTID, ctid=word, set_tid=[os.getpid()])
+    assert word.value == 5
+
+
 def test_two_children_with_one_ctid(call: str, lib: Library) -> None:
     """The stack of the one that runs is not given to another when the word is cleared."""
     word = ctypes.c_int()

@@ -67,6 +67,14 @@ def python_function(arg: int) -> int:
     raise AssertionError
 
 
+class Holder(ctypes.Structure):
+    _fields_ = (("f", C_FUNCTION),)
+
+
+def _in_a_structure() -> Holder:
+    return Holder(C_FUNCTION(python_function))
+
+
 CALLBACKS: dict[str, Callable[[], object]] = {
     "function": lambda: python_function,
     "lambda": lambda: lambda _: 0,
@@ -75,6 +83,10 @@ CALLBACKS: dict[str, Callable[[], object]] = {
     "class": lambda: int,
     "ctypes": lambda: C_FUNCTION(python_function),
     "ctypes, cast": lambda: ctypes.cast(C_FUNCTION(python_function), C_FUNCTION),
+    "ctypes, in a structure": lambda: _in_a_structure().f,
+    "ctypes, in an array": lambda: (C_FUNCTION * 1)(C_FUNCTION(python_function))[0],
+    "ctypes, behind a pointer": lambda: ctypes.pointer(C_FUNCTION(python_function)).contents,
+    "ctypes.pythonapi": lambda: ctypes.pythonapi.Py_IncRef,
     "cffi": lambda: ffi.callback("long(void *)", python_function),
 }
 

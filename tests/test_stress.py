@@ -202,6 +202,26 @@ def check_storm_that_raises(flags: int | str) -> None:
     census.check(_stacks.pool.kept)
 
 
+def test_storm_and_cgroup_directories(cgroup: Path) -> None:
+    run_plainly(check_storm_and_cgroup_directories, str(cgroup))
+
+
+def check_storm_and_cgroup_directories(cgroup: str) -> None:
+    """The descriptor of the directory is not lost, wherever a handler raises."""
+    warnings.simplefilter("ignore", ResourceWarning)
+    sys.unraisablehook = deque[object](maxlen=0).append
+    lib, census = load(), Census()
+    raised = 0
+    with Storm(0.2) as storm:
+        for _ in range(3000):
+            try:
+                start(lib.identity, 0, VM | VFORK, cgroup=cgroup).wait()
+            except StormError:
+                raised += 1
+    assert storm.count >= raised > 20
+    census.check(_stacks.pool.kept)
+
+
 # --- threads ------------------------------------------------------------------------------------
 
 

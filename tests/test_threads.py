@@ -9,17 +9,29 @@ import math
 import mmap
 import select
 import signal
+import time
 import weakref
 from collections.abc import Iterator
+from decimal import Decimal
 from types import FrameType
+from typing import Any
 
 import pytest
 
 import ramet
 from ramet import CloneFlags, _orphans
-from tests.childlib import Library, Script, load, run, start_thread
+from tests.childlib import (
+    FUTEX_WAIT_BITSET,
+    Library,
+    Script,
+    Timespec,
+    load,
+    run,
+    start_thread,
+    syscall,
+)
 from tests.isolated import run_function
-from tests.waiting import KERNEL, Background, interrupting, running_thread, sweep, until
+from tests.waiting import KERNEL, Background, in_fork, interrupting, running_thread, sweep, until
 
 pytestmark = pytest.mark.usefixtures("lib")
 
@@ -68,8 +80,8 @@ def test_timeout(timeout: float) -> None:
         assert thread.join() is not None
 
 
-@pytest.mark.parametrize("timeout", [None, 30, 1e300, math.inf])
-def test_long_timeouts(lib: Library, timeout: float | None) -> None:
+@pytest.mark.parametrize("timeout", [None, 30, 1e300, math.inf, 10**400, Decimal(30)])
+def test_long_timeouts(lib: Library, timeout: Any) -> None:
     assert start_thread(lib.identity, 3).join(timeout) == 3
 
 
@@ -143,6 +155,39 @@ def test_two_threads_with_one_ctid(call: str, lib: Library) -> None:
         assert start_thread(lib.identity, 6).join() == 6
         assert first.is_alive()
     assert not first.is_alive()
+
+
+def test_own_ctid_with_a_waiter_of_the_callers(call: str) -> None:
+    """The kernel wakes one of those who wait on the word; that need not be the one who joins."""
+    word = ctypes.c_int()
+    deadline = Timespec(int(time.monotonic()) + 20, 0)
+    with running_thread(CLEARTID, ctid=word) as (thread, gate):
+        address, value = ctypes.addressof(word), word.value
+        caller = Background(
+            lambda: syscall(
+                "futex", address, FUTEX_WAIT_BITSET, value, ctypes.addressof(deadline), 0, -1
+            )
+        )
+        caller.until_blocked("futex")
+        joiner = Background(thread.join)
+        joiner.until_blocked("futex")
+        gate.open()
+        joiner.result()
+        caller.result()
+        assert word.value == 0
+
+
+def test_fork(call: str) -> None:
+    """Nobody would ever clear the copy of the word."""
+    with running_thread() as (thread, _):
+
+        def join() -> None:
+            assert not thread.is_alive()
+            with pytest.raises(ChildProcessError), thread:
+                thread.join()
+
+        in_fork(join)
+        assert thread.is_alive()
 
 
 @pytest.mark.parametrize("how", ["joined", "dropped"])
