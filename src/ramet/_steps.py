@@ -119,7 +119,7 @@ class Steps:
 
     They are named as the system call is, and take what that takes; results of earlier steps may
     stand for integers. What they raise is what `Program.syscall` raises, and ValueError for names
-    and numbers that the kernel does not have. What may fail in the child is told by the man page
+    and numbers that the kernel does not have (OverflowError for ids that are too large). What may fail in the child is told by the man page
     of the same name.
     """
 
@@ -319,7 +319,8 @@ class Steps:
         Source: setgroups(2).
         """
         for gid in groups:
-            _check_id(gid)
+            if not 0 <= gid < _MOST_IDS:
+                raise ValueError(f"there is no group id {gid}")
         packed = struct.pack(f"={len(groups)}I", *groups)
         return self._add("setgroups", (len(groups), packed if groups else None))
 
@@ -697,8 +698,10 @@ _MOST_IDS = (1 << 32) - 1
 
 
 def _check_id(value: int) -> None:
-    if not 0 <= value < _MOST_IDS:
+    if value < 0:
         raise ValueError(f"there is no id {value}")
+    if value >= _MOST_IDS:
+        raise OverflowError(f"an id has at most 32 bits: {value}")
 
 
 def _three_ids(first: int, second: int | None, third: int | None) -> tuple[int, int, int]:
