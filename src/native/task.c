@@ -421,7 +421,7 @@ static PyMethodDef task_methods[] = {
     {"_settle", METHOD(ramet_task_settle), METH_O, NULL},
     {"_join", METHOD(ramet_task_join), METH_O, NULL},
     {"_progress", METHOD(task_progress), METH_NOARGS, NULL},
-    {"_killed_by", METHOD(ramet_task_killed_by), METH_NOARGS, NULL},
+    {"_has_execed", METHOD(ramet_task_has_execed), METH_NOARGS, NULL},
     {"_value", METHOD(task_value), METH_NOARGS, NULL},
     {"_is_over", METHOD(task_is_over), METH_NOARGS, NULL},
     {"_let_go", METHOD(task_let_go), METH_NOARGS, NULL},

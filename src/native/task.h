@@ -48,7 +48,7 @@ PyObject *ramet_task_reap(Task *self, PyObject *const *args, Py_ssize_t count);
 PyObject *ramet_task_readable(Task *self, PyObject *const *args, Py_ssize_t count);
 PyObject *ramet_task_send_signal(Task *self, PyObject *signal);
 PyObject *ramet_task_ioctl(Task *self, PyObject *const *args, Py_ssize_t count);
-PyObject *ramet_task_killed_by(Task *self, PyObject *unused);
+PyObject *ramet_task_has_execed(Task *self, PyObject *unused);
 PyObject *ramet_task_settle(Task *self, PyObject *status);
 PyObject *ramet_task_join(Task *self, PyObject *timeout);
 

@@ -258,18 +258,19 @@ PyObject *ramet_task_send_signal(Task *self, PyObject *signal) {
     return PyLong_FromLong(result < 0 ? error : 0);
 }
 
-/* killed_by() -> the signal that has ended the process, 0 if none has; it stays to be reaped. */
-PyObject *ramet_task_killed_by(Task *self, PyObject *unused) {
+/* has_execed() -> True, False, or None: the kernel does not say
+ *
+ * The parent may move a child to another process group until the child has execed, and then gets
+ * EACCES (setpgid(2)). One that is still ours to move is dying, and does not mind. */
+PyObject *ramet_task_has_execed(Task *self, PyObject *unused) {
     (void)unused;
-    siginfo_t info;
-    info.si_pid = 0;
-    Py_BEGIN_CRITICAL_SECTION(self);
-    if (syscall(SYS_waitid, P_PIDFD, self->pidfd, &info, WEXITED | WNOHANG | WNOWAIT | __WALL,
-                NULL) < 0) {
-        info.si_pid = 0;
+    if (setpgid((pid_t)self->pid, (pid_t)self->pid) == 0) {
+        Py_RETURN_FALSE;
     }
-    Py_END_CRITICAL_SECTION();
-    return PyLong_FromLong(info.si_pid == 0 || info.si_code == CLD_EXITED ? 0 : info.si_status);
+    if (errno == EACCES) {
+        Py_RETURN_TRUE;
+    }
+    Py_RETURN_NONE; /* EPERM: it is in another session; ESRCH: not our child, or reaped already */
 }
 
 /* ioctl(request, bytearray) -> 0 or errno */

@@ -110,14 +110,7 @@ def clone(
         flags = _integer(flags, "flags")
     stacks = pool if stack_size is DEFAULT_STACK_SIZE else _stacks_of(stack_size)
     if ptid is tls is ctid is cgroup is exit_signal is None and set_tid == ():
-        handle, wanted, signal, lasting = _simple_plans.get(flags) or _simple_plan(flags)
-        keep: object = (fn, arg_owner) if lasting else None
-        sys.audit("ramet.clone", address, wanted)
-        if not _clone3.missing:
-            task = start(handle, stacks, keep, address, arg_address, wanted, signal)
-            if type(task) is handle:
-                return task
-        return _start(handle, stacks, keep, _Call(address, arg_address, wanted, signal))
+        return start_simply(address, arg_address, (fn, arg_owner), flags, stacks)
 
     ptid_address, ptid_owner = word(ptid, "ptid")
     tls_address, tls_owner = pointer(tls, "tls")
@@ -148,6 +141,28 @@ def clone(
     task = _start(handle, stacks, keep, call)
     del directory
     return task
+
+
+def start_simply(
+    fn: int, arg: int, owners: object, flags: int, stacks: Pool = pool
+) -> Child | Thread:
+    """Do what `clone` does, when all but the flags is left to its default: in a hurry.
+
+    Args:
+        fn: the address of the function.
+        arg: its argument, as an address.
+        owners: what must stay as long as the task may need it.
+        flags: `CloneFlags`, as a plain int.
+        stacks: where the stack comes from.
+    """
+    handle, wanted, signal, lasting = _simple_plans.get(flags) or _simple_plan(flags)
+    keep = owners if lasting else None
+    sys.audit("ramet.clone", fn, wanted)
+    if not _clone3.missing:
+        task = start(handle, stacks, keep, fn, arg, wanted, signal)
+        if type(task) is handle:
+            return task
+    return _start(handle, stacks, keep, _Call(fn, arg, wanted, signal))
 
 
 # --- the plan -----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from ramet._child import Child, ExitStatus
 from ramet._child_error import ChildError
 from ramet._clone import HasFileno
 from ramet._program import Program
-from ramet._spawn import IdMap, executables, launch
+from ramet._spawn import Descriptors, IdMap, executables, launch
 from ramet._steps import Path
 
 _SHELL = "/bin/sh"
@@ -69,7 +69,7 @@ class Popen(subprocess.Popen[Any]):
         start_timeout: float | None = None,
         **more: Any,
     ) -> None:
-        options = {
+        options: dict[str, Any] = {
             "flags": flags,
             "uid_map": uid_map,
             "gid_map": gid_map,
@@ -162,9 +162,10 @@ class Popen(subprocess.Popen[Any]):
         if executable is None:
             executable = args[0]
         sys.audit("subprocess.Popen", executable, args, cwd, env)
-        descriptors = {0: p2cread, 1: c2pwrite, 2: errwrite}
-        for fd in pass_fds:
-            descriptors[int(fd)] = int(fd)
+        descriptors: Descriptors = ((0, p2cread), (1, c2pwrite), (2, errwrite))
+        if pass_fds:
+            passed = {int(fd): int(fd) for fd in pass_fds}
+            descriptors = tuple({**passed, **dict(descriptors)}.items())
         try:
             child = launch(
                 args,
@@ -201,7 +202,7 @@ class Popen(subprocess.Popen[Any]):
         self.exit_status = status
         self.returncode = status.returncode
         if self._child is not None:
-            self._child.close()
+            self._child._detach()
         return status.returncode
 
     def _internal_poll(self, _deadstate: int | None = None, *standard: Any) -> int | None:

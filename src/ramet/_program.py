@@ -17,11 +17,11 @@ from typing import NamedTuple
 from ramet import _native
 from ramet._child import Child, ExitStatus
 from ramet._child_error import ChildError, failed_step, killed_in_step
-from ramet._clone import HasFileno, clone
+from ramet._clone import HasFileno, clone, start_simply
 from ramet._deadlines import check_timeout, nanoseconds
 from ramet._flags import CloneFlags
 from ramet._pointers import c_string
-from ramet._steps import Environment, Steps
+from ramet._steps import Environment, Path, Steps
 from ramet._syscalls import NUMBERS
 
 _F = CloneFlags
@@ -32,8 +32,10 @@ _MOST_ERRNO = 191
 # src/native/program.h
 _UNBLOCKS, _EXPECTS, _OR_NEXT = 1, 2, 4
 _CHANGES_CREDENTIALS = 1
-_HEADER = "QQ"
+_HEADER = struct.Struct("=QQ")
 _STEP = "q6QIIIIq3Q"
+# A step with three arguments, and nothing else of what a step may have.
+_EXEC = struct.Struct("=q3Q24x8xI4x32x")
 
 
 class Result:
@@ -90,11 +92,11 @@ class Step(NamedTuple):
         return f"{self.name}({', '.join(parts)})"
 
 
-class _Code(bytearray):
-    """A compiled program, and what its addresses point to."""
+class _Code(NamedTuple):
+    """A compiled program: its structures, and what their addresses point to."""
 
-    __slots__ = ("pins",)
-    pins: list[object]
+    structures: bytes
+    pins: object
 
 
 class Program(Steps):
@@ -266,10 +268,33 @@ class Program(Steps):
     # --- compilation ------------------------------------------------------------------------
 
     def _compile(self) -> _Code:
-        count = len(self._steps)
-        code = _Code(_layout(count).pack(count, self._flags, *self._words))
-        code.pins = self._pins.copy()
+        """Return the structures of the steps there are now; made once, until there are more."""
+        code = self._code
+        if code is None:
+            count = len(self._steps)
+            structures = _layout(count).pack(count, self._flags, *self._words)
+            code = self._code = _Code(structures, self._pins.copy())
         return code
+
+    def _compile_with_exec(
+        self, paths: Sequence[bytes], args: list[Path], environment: Environment
+    ) -> _Code:
+        """Do the same with what `execvp` would add, without adding it: once, in a hurry."""
+        base = self._compile()
+        strings = [c_string(arg) for arg in args]
+        argv = _native.pointers(strings)
+        words = (_native.bytes_address(argv), _native.bytes_address(environment.pointers()))
+        steps = b"".join(
+            [_EXEC.pack(_EXECVE, _native.bytes_address(path), *words, _UNBLOCKS | _OR_NEXT)
+             for path in paths[:-1]]
+        )  # fmt: skip
+        last = _EXEC.pack(_EXECVE, _native.bytes_address(paths[-1]), *words, _UNBLOCKS)
+        count = len(self._steps) + len(paths)
+        if count > _native.most_steps:
+            raise ValueError(f"a program has at most {_native.most_steps} steps")
+        header = _HEADER.pack(count, self._flags)
+        pins = (base, paths, strings, argv, environment)
+        return _Code(header + base.structures[_HEADER.size :] + steps + last, pins)
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -317,39 +342,9 @@ class Program(Steps):
         """
         seconds = check_timeout(timeout)
         suspends = seconds is None
-        child = self._begin(flags, exit_signal, set_tid, cgroup, suspends=suspends)
+        code = self._compile()
+        child = begin(code, flags, exit_signal, set_tid, cgroup, suspends=suspends)
         return self._finish(child, seconds, suspended=suspends)
-
-    def _begin(
-        self,
-        flags: int,
-        exit_signal: int | None,
-        set_tid: Sequence[int],
-        cgroup: int | str | os.PathLike[str] | HasFileno | None,
-        *,
-        suspends: bool,
-    ) -> Child:
-        """Start a child; with `suspends` it has let go of our memory when this returns."""
-        # A child keeps the version that it was started with.
-        code = self._code
-        if code is None:
-            code = self._code = self._compile()
-        flags = operator.index(flags)
-        if flags & _NEVER:
-            raise ValueError(
-                "a program runs in a process with handlers of its own, and without a thread "
-                "pointer: THREAD, SIGHAND, SETTLS, CHILD_SETTID and CHILD_CLEARTID are not for it"
-            )
-        child = clone(
-            _native.run_program,
-            code,
-            flags & ~_VM_VFORK | (_VM_VFORK if suspends else _VM),
-            exit_signal=exit_signal,
-            set_tid=set_tid,
-            cgroup=cgroup,
-        )
-        assert isinstance(child, Child)  # noqa: S101 - for types: THREAD is refused
-        return child
 
     def _finish(self, child: Child, seconds: float | None, *, suspended: bool) -> Child:
         """Wait until a child has execed or ended, and see what became of its program."""
@@ -357,7 +352,7 @@ class Program(Steps):
             self._wait(child, seconds)
         if child._failed:
             raise self._failure(child)
-        if child._killed_by() and self._was_killed(child):
+        if not child._has_execed() and not self._is_done(child):
             raise self._killed(child)
         return child
 
@@ -398,25 +393,68 @@ class Program(Steps):
             expected=step.expect,
         )
 
-    def _was_killed(self, child: Child) -> bool:
-        """Whether a child that a signal has ended had not execed."""
+    def _is_done(self, child: Child) -> bool:
+        """Whether a child has execed or come to its end, and not been killed before."""
         step = child._progress()
         if step >= len(self._steps):
-            return False  # at its end, on its way to exit
-        if self._steps[step].name not in _EXECS:
             return True
+        if self._steps[step].name not in _EXECS:
+            # It has let go of our memory: it has ended, perhaps by this very step.
+            return child.wait().signal is None
         try:
             with open(f"/proc/{child.pid}/stat", "rb") as file:
                 fields = file.read().rpartition(b")")[2].split()
         except OSError:
-            return False  # no way to know; it may well have execed
-        return bool(int(fields[_STAT_FLAGS]) & _PF_FORKNOEXEC)
+            return True  # no way to know; most have execed
+        return not int(fields[_STAT_FLAGS]) & _PF_FORKNOEXEC
 
     def _killed(self, child: Child) -> ChildError:
         step = child._progress()
         with child:
             status: ExitStatus = child.wait()
         return killed_in_step(str(self._steps[step]), step + 1, len(self._steps), status)
+
+
+def begin(
+    code: _Code,
+    flags: int,
+    exit_signal: int | None,
+    set_tid: Sequence[int],
+    cgroup: int | str | os.PathLike[str] | HasFileno | None,
+    *,
+    suspends: bool,
+) -> Child:
+    """Start a child; with `suspends` it has let go of our memory when this returns."""
+    flags = operator.index(flags)
+    if flags & _NEVER:
+        raise ValueError(
+            "a program runs in a process with handlers of its own, and without a thread "
+            "pointer: THREAD, SIGHAND, SETTLS, CHILD_SETTID and CHILD_CLEARTID are not for it"
+        )
+    flags = flags & ~_VM_VFORK | (_VM_VFORK if suspends else _VM)
+    address = _native.bytes_address(code.structures)
+    if exit_signal is None and cgroup is None and set_tid == ():
+        child = start_simply(_native.run_program, address, code, flags)
+    else:
+        child = clone(
+            Runner(code),
+            address,
+            flags,
+            exit_signal=exit_signal,
+            set_tid=set_tid,
+            cgroup=cgroup,
+        )
+    assert isinstance(child, Child)  # noqa: S101 - for types: THREAD is refused
+    return child
+
+
+class Runner:
+    """What runs a program, as a function for clone, which keeps it and thereby the code."""
+
+    address = _native.run_program
+
+    def __init__(self, code: _Code) -> None:
+        self._code = code
 
 
 # /proc/PID/stat, after the command: state is field 3, flags is 9 (proc_pid_stat(5)).
@@ -445,6 +483,7 @@ _REFUSED = {
 }
 # PR_SET_DUMPABLE, PR_SET_MM, PR_SET_THP_DISABLE, PR_SET_MDWE (linux/prctl.h)
 _REFUSED_PRCTL = frozenset((4, 35, 41, 65))
+_EXECVE = NUMBERS["execve"]
 _EXECS = frozenset(("execve", "execveat"))
 # Those by which a task may come to have other ids or more capabilities: see dumpable.h.
 _CREDENTIALS = frozenset(
@@ -502,7 +541,7 @@ def _mask(tolerate: Iterable[int]) -> tuple[int, int, int]:
 
 @lru_cache(maxsize=64)
 def _layout(steps: int) -> struct.Struct:
-    return struct.Struct("=" + _HEADER + _STEP * steps)
+    return struct.Struct("=QQ" + _STEP * steps)
 
 
 @lru_cache(maxsize=1)

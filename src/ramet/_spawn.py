@@ -20,8 +20,8 @@ from ramet._clone import HasFileno
 from ramet._deadlines import check_timeout
 from ramet._flags import CloneFlags
 from ramet._native import Descriptor
-from ramet._program import Program, Result
-from ramet._steps import Path
+from ramet._program import Program, Result, begin
+from ramet._steps import Environment, Path
 
 _F = CloneFlags
 _NEWUSER, _NEWTIME, _FILES = int(_F.NEWUSER), int(_F.NEWTIME), int(_F.FILES)
@@ -29,6 +29,9 @@ _NEWUSER, _NEWTIME, _FILES = int(_F.NEWUSER), int(_F.NEWTIME), int(_F.FILES)
 IdMap = int | Sequence[tuple[int, int, int]]
 File = int | HasFileno
 _MOST_FDS = 1 << 30
+# Numbers in the child, and the descriptors of ours that they stand for; -1: what is there.
+Descriptors = tuple[tuple[int, int], ...]
+STANDARD: Descriptors = ((0, -1), (1, -1), (2, -1))
 # What Python ignores, and most programs expect not to be ignored.
 RESTORED_SIGNALS = (SIGPIPE, SIGXFSZ)
 
@@ -122,12 +125,12 @@ def spawn(
     args = list(check_args(args))
     if not args:
         raise ValueError("args must have the program's name at least")
-    descriptors = STANDARD if fds is None else (*STANDARD, *_numbers(fds))
+    descriptors = STANDARD if fds is None else tuple({**dict(STANDARD), **_numbers(fds)}.items())
     return launch(
         args,
         executables(args[0] if executable is None else executable, env),
         env,
-        dict(descriptors),
+        descriptors,
         closes=True,
         cwd=cwd,
         flags=flags,
@@ -157,10 +160,10 @@ def spawn(
 
 
 def launch(  # noqa: D417 - the other arguments are those of spawn
-    args: Sequence[Path],
+    args: list[Path],
     paths: Sequence[bytes],
     env: Mapping[Path, Path] | None,
-    descriptors: Mapping[int, int],
+    descriptors: Descriptors,
     *,
     closes: bool,
     cwd: Path | int | None,
@@ -199,18 +202,17 @@ def launch(  # noqa: D417 - the other arguments are those of spawn
     if flags & _FILES and closes:
         raise ValueError("CLONE_FILES shares the descriptors that would be closed in the child")
     seconds = check_timeout(timeout)
-    maps = None
+    maps = parent = None
     if uid_map is not None or gid_map is not None:
         maps = IdMaps(uid_map, gid_map)
         flags |= _NEWUSER
-    parent = None
     if pdeathsig is not None:
         parent = Descriptor.this_process()
     # What has descriptors of this call in it is not worth to be kept.
     make = setup if maps is None and parent is None else setup.__wrapped__
     program = make(
         maps,
-        tuple(descriptors.items()),
+        descriptors,
         flags & _NEWTIME,
         hostname,
         cwd,  # type: ignore[arg-type] # a PathLike need not be hashable, but is
@@ -229,37 +231,35 @@ def launch(  # noqa: D417 - the other arguments are those of spawn
         pdeathsig,
         None if parent is None else parent.number,
         no_new_privs,
-    ).copy()
+        closes and before_exec is None,
+    )
     if before_exec is not None:
+        program = program.copy()
         before_exec(program)
-    if closes:
-        add_closing(program, descriptors)
-    program.execvp(paths, args, env)
+        if closes:
+            add_closing(program, descriptors)
     flags &= ~_NEWTIME  # exec moves the process there; clone refuses it with VM
-    if maps is None or not maps.by_parent:
-        return program.start(
-            flags=flags,
-            exit_signal=exit_signal,
-            set_tid=set_tid,
-            cgroup=cgroup,
-            timeout=seconds,
-        )
-    child = program._begin(flags, exit_signal, set_tid, cgroup, suspends=False)
-    try:
-        maps.write(child.pid)
-    except BaseException:
-        child.kill()
-        child.wait()
-        child.close()
-        raise
-    return program._finish(child, seconds, suspended=False)
+    environment = Environment(env)
+    code = program._compile_with_exec(paths, args, environment)
+    waits = maps is not None and maps.by_parent
+    suspends = seconds is None and not waits
+    child = begin(code, flags, exit_signal, set_tid, cgroup, suspends=suspends)
+    if waits:
+        try:
+            maps.write(child.pid)  # type: ignore[union-attr]
+        except BaseException:
+            child.kill()
+            child.wait()
+            child.close()
+            raise
+    elif suspends and not child._failed and child._has_execed():
+        return child
+    whole = program.copy()
+    whole.execvp(paths, args, env)
+    return whole._finish(child, seconds, suspended=suspends)
 
 
 # --- the setup ----------------------------------------------------------------------------------
-
-# Numbers in the child, and the descriptors of ours that they stand for; -1: what is there.
-Descriptors = tuple[tuple[int, int], ...]
-STANDARD: Descriptors = ((0, -1), (1, -1), (2, -1))
 
 
 @lru_cache(maxsize=128)
@@ -284,6 +284,7 @@ def setup(  # noqa: PLR0912 - one branch for each option, in the order that matt
     pdeathsig: int | None,
     parent_pidfd: int | None,
     no_new_privs: bool,
+    closes: bool,
 ) -> Program:
     """Make the steps that depend on the options alone; the order is that of `spawn`.
 
@@ -332,6 +333,8 @@ def setup(  # noqa: PLR0912 - one branch for each option, in the order that matt
         program.set_pdeathsig(pdeathsig, parent_pidfd)
     if no_new_privs:
         program.set_no_new_privs()
+    if closes:
+        add_closing(program, descriptors)
     return program
 
 
@@ -358,10 +361,10 @@ def add_descriptors(program: Program, descriptors: Descriptors) -> None:
         pending = {to: copy if what == first else what for to, what in pending.items()}
 
 
-def add_closing(program: Program, kept: Iterable[int]) -> None:
+def add_closing(program: Program, kept: Descriptors) -> None:
     """Close all descriptors but those that the child was given."""
     first = 0
-    for fd in sorted(kept):
+    for fd, _ in sorted(kept):
         if fd > first:
             program.close_range(first, fd - 1)
         first = fd + 1
@@ -409,15 +412,15 @@ def group_id(group: int | str) -> int:
     return grp.getgrnam(group).gr_gid if isinstance(group, str) else group
 
 
-def _numbers(fds: Mapping[int, File]) -> list[tuple[int, int]]:
-    numbers = []
+def _numbers(fds: Mapping[int, File]) -> dict[int, int]:
+    numbers = {}
     for target, file in fds.items():
         if not isinstance(target, int) or not 0 <= target < _MOST_FDS:
             raise ValueError(f"fds must have descriptors as keys, not {target!r}")
         number = file if isinstance(file, int) else file.fileno()
         if number < 0:
             raise ValueError(f"fds[{target}] is no descriptor: {file!r}")
-        numbers.append((int(target), int(number)))
+        numbers[int(target)] = int(number)
     return numbers
 
 

@@ -118,8 +118,9 @@ class Steps:
     """The methods that `ramet.Program` has for the usual steps.
 
     They are named as the system call is, and take what that takes; results of earlier steps may
-    stand for integers. What they raise is what `Program.syscall` raises, and ValueError for names
-    and numbers that the kernel does not have (OverflowError for ids that are too large). What may fail in the child is told by the man page
+    stand for integers. What they raise is what `Program.syscall` raises, and ValueError for
+    names and numbers that the kernel does not have; OverflowError for user and group ids that have
+    more than 32 bits. What may fail in the child is told by the man page
     of the same name.
     """
 

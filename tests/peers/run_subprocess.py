@@ -5,6 +5,7 @@
 Exits with 0 if all pass but those of NOT_OURS.
 """
 
+import importlib
 import subprocess
 import sys
 import unittest
@@ -17,10 +18,13 @@ NOT_OURS = {
     "test__use_vfork": "replaces subprocess._fork_exec",
     "test_stopped": "replaces os.waitpid, which ramet does not call",
     "test_exception_errpipe_normal": "replaces os.pipe for the pipe that reports errors",
+    "test_wait_pidfd_open_error": "replaces os.pidfd_open, which ramet does not call",
+    "test_pidfd_open_race": "replaces os.pidfd_open, which ramet does not call",
+    "test_pidfd_open_notification_without_immediate_reap": "replaces os.waitpid, and os.pidfd_open",
     "test_exception_errpipe_bad_data": "replaces os.pipe for the pipe that reports errors",
 }
 
-subprocess.Popen = ramet.Popen  # type: ignore[misc] # what run, call and the tests use
+subprocess.Popen = ramet.Popen  # type: ignore[assignment,misc] # what run, call and the tests use
 
 
 def ours(suite: unittest.TestSuite) -> Iterator[unittest.TestCase]:
@@ -32,8 +36,7 @@ def ours(suite: unittest.TestSuite) -> Iterator[unittest.TestCase]:
 
 
 if __name__ == "__main__":
-    from test import test_subprocess  # type: ignore[attr-defined]
-
+    test_subprocess = importlib.import_module("test.test_subprocess")
     tests = unittest.TestSuite(
         ours(unittest.defaultTestLoader.loadTestsFromModule(test_subprocess))
     )
