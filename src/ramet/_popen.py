@@ -211,7 +211,9 @@ class Popen(subprocess.Popen[Any]):
         if self.returncode is None:
             try:
                 status = self._child.poll()
-            except ChildProcessError:  # nobody knows how it ended
+            except (ChildProcessError, ValueError):
+                # Nobody knows how it ended; or the garbage collector has dropped the two of us
+                # together, and only we are back, in the list of the standard class.
                 self.returncode = 0 if _deadstate is None else _deadstate
             else:
                 if status is not None:

@@ -21,7 +21,7 @@ from ramet._deadlines import check_timeout
 from ramet._flags import CloneFlags
 from ramet._native import Descriptor
 from ramet._program import Program, Result, begin
-from ramet._steps import Environment, Path
+from ramet._steps import Env, Environment, Path
 
 _F = CloneFlags
 _NEWUSER, _NEWTIME, _FILES = int(_F.NEWUSER), int(_F.NEWTIME), int(_F.FILES)
@@ -40,7 +40,7 @@ def spawn(
     args: Sequence[Path],
     *,
     executable: Path | None = None,
-    env: Mapping[Path, Path] | None = None,
+    env: Env | None = None,
     cwd: Path | int | None = None,
     fds: Mapping[int, File] | None = None,
     flags: int = 0,
@@ -162,7 +162,7 @@ def spawn(
 def launch(  # noqa: D417 - the other arguments are those of spawn
     args: list[Path],
     paths: Sequence[bytes],
-    env: Mapping[Path, Path] | None,
+    env: Env | None,
     descriptors: Descriptors,
     *,
     closes: bool,
@@ -382,7 +382,7 @@ def check_args(args: Sequence[Path]) -> Sequence[Path]:
     return args
 
 
-def executables(name: Path, env: Mapping[Path, Path] | None) -> list[bytes]:
+def executables(name: Path, env: Env | None) -> list[bytes]:
     """List the files that a name may mean: itself, or those along the PATH of an environment."""
     encoded = os.fsencode(name)
     if os.path.dirname(encoded):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ramet._program import Result
 
 Path = str | bytes | os.PathLike[str]
+Env = Mapping[str, Path] | Mapping[bytes, Path]
 
 _UNCHANGED = -1
 _CAPABILITY_VERSION_3 = 0x2008_0522
@@ -636,9 +637,7 @@ class Steps:
 
     # --- the end ----------------------------------------------------------------------------
 
-    def execve(
-        self, path: Path, args: Sequence[Path], env: Mapping[Path, Path] | None = None
-    ) -> Result:
+    def execve(self, path: Path, args: Sequence[Path], env: Env | None = None) -> Result:
         """Run a program file.
 
         Args:
@@ -655,7 +654,7 @@ class Steps:
         fd: int | Result,
         path: Path,
         args: Sequence[Path],
-        env: Mapping[Path, Path] | None = None,
+        env: Env | None = None,
         flags: int = 0,
     ) -> Result:
         """Run a program file by a directory, or with an empty path by its own, descriptor.
@@ -670,7 +669,7 @@ class Steps:
         self,
         paths: Sequence[Path],
         args: Sequence[Path],
-        env: Mapping[Path, Path] | None = None,
+        env: Env | None = None,
     ) -> None:
         """Run the first of several program files that exists.
 
@@ -726,7 +725,7 @@ class Environment:
 
     __slots__ = ("_pins", "_pointers")
 
-    def __init__(self, env: Mapping[Path, Path] | None) -> None:
+    def __init__(self, env: Env | None) -> None:
         self._pins: list[bytes] = []
         if env is None:
             # A copy: other threads may change the original while the child execs.
