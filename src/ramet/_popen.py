@@ -69,27 +69,25 @@ class Popen(subprocess.Popen[Any]):
         start_timeout: float | None = None,
         **more: Any,
     ) -> None:
-        options: dict[str, Any] = {
-            "flags": flags,
-            "uid_map": uid_map,
-            "gid_map": gid_map,
-            "rlimits": rlimits,
-            "pdeathsig": pdeathsig,
-            "no_new_privs": no_new_privs,
-            "cgroup": cgroup,
-            "nice": nice,
-            "affinity": affinity,
-            "scheduler": scheduler,
-            "ioprio": ioprio,
-            "hostname": hostname,
-            "before_exec": before_exec,
-            "exit_signal": exit_signal,
-            "set_tid": set_tid,
-            "timeout": start_timeout,
-        }
-        if options == _NO_OPTIONS:
-            options = {}
-        self._options = options
+        given = (
+            flags,
+            uid_map,
+            gid_map,
+            rlimits,
+            pdeathsig,
+            no_new_privs,
+            cgroup,
+            nice,
+            affinity,
+            scheduler,
+            ioprio,
+            hostname,
+            before_exec,
+            exit_signal,
+            set_tid,
+            start_timeout,
+        )
+        self._options = {} if given == _DEFAULTS else dict(zip(_OPTIONS, given, strict=True))
         super().__init__(args, *standard, **more)
 
     @property
@@ -249,24 +247,13 @@ class Popen(subprocess.Popen[Any]):
             self._child.send_signal(sig)
 
 
-_NO_OPTIONS = {
-    "flags": 0,
-    "uid_map": None,
-    "gid_map": None,
-    "rlimits": None,
-    "pdeathsig": None,
-    "no_new_privs": False,
-    "cgroup": None,
-    "nice": None,
-    "affinity": None,
-    "scheduler": None,
-    "ioprio": None,
-    "hostname": None,
-    "before_exec": None,
-    "exit_signal": None,
-    "set_tid": (),
-    "timeout": None,
-}
+# What launch has beside what the standard class has, in the order of __init__.
+_OPTIONS = (
+    *("flags", "uid_map", "gid_map", "rlimits", "pdeathsig", "no_new_privs", "cgroup", "nice"),
+    *("affinity", "scheduler", "ioprio", "hostname", "before_exec", "exit_signal", "set_tid"),
+    "timeout",
+)
+_DEFAULTS = (0, *[None] * 4, False, *[None] * 8, (), None)
 
 
 # --- functions, as subprocess has them ----------------------------------------------------------
