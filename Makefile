@@ -45,8 +45,9 @@ format: $(VENV)/.lint ## Put all sources into shape
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $(NATIVE)
 
-bench: $(VENV)/.bench ## Measure against C, os.fork and multiprocessing, and plot
+bench: $(VENV)/.bench ## Measure against C, os.fork, multiprocessing and subprocess
 	$(BIN)/python benchmarks/clone_latency.py
+	$(BIN)/python benchmarks/spawn.py
 
 docs: $(VENV)/.installed ## Write the generated pages of docs/
 	$(BIN)/python docs/generate.py

@@ -44,6 +44,15 @@ def test_links_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_spawning(capfd: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(ROOT / "examples/spawning.py"), run_name="__main__")
+    output = capfd.readouterr().out
+    assert "killed by SIGXCPU" in output or "killed by SIGKILL" in output
+    assert 'chdir("/no/such/directory") failed: ENOENT' in output
+    for part in ("user 0, pid 1, ", "ramet-example-"):
+        assert part in output or "not here: " in output
+
+
 def test_quickstart(capfd: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(ROOT / "examples/quickstart.py"), run_name="__main__")
     output = capfd.readouterr().out
