@@ -87,7 +87,10 @@ def candidates(library: ctypes.CDLL) -> dict[str, Loop]:
         SETUP_POPEN: repeat(lambda: ramet.Popen([TRUE], user=uid, cwd="/", rlimits=LIMIT).wait()),
         SETUP_PEER: repeat(
             lambda: subprocess.Popen(
-                [TRUE], user=uid, cwd="/", preexec_fn=set_limit
+                [TRUE],
+                user=uid,
+                cwd="/",
+                preexec_fn=set_limit,  # noqa: PLW1509 - there is no other way
             ).wait()
         ),
     }

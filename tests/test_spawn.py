@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import resource
+import shutil
 import signal
 import threading
 import time
@@ -16,9 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ramet
-from ramet import ChildError, CloneFlags, ExitStatus, Program, _spawn, spawn
+from ramet import ChildError, CloneFlags, ExitStatus, Program, _orphans, _spawn, spawn
+from tests.childlib import syscall
 from tests.isolated import run_function
-from tests.waiting import Background
+from tests.test_stress import run_plainly
+from tests.waiting import Background, until
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs privileges")
 NEWUSER, NEWPID, NEWNET, NEWUTS = (
@@ -299,8 +303,57 @@ def check_the_parents_death() -> None:
     assert os.read(read, 1) == b""
 
 
+FAN_CLASS_CONTENT, FAN_MARK_ADD, FAN_OPEN_EXEC_PERM = 4, 1, 0x40000
+
+
+@pytest.mark.parametrize("how", ["spawn", "Popen"])
+def test_exec_that_stalls(tmp_path: Path, how: str) -> None:
+    """Exec of a file whose opening somebody must allow, who does not answer (fanotify(7))."""
+    program = tmp_path / "program"
+    shutil.copy("/bin/true", program)
+    try:
+        judge = syscall("fanotify_init", FAN_CLASS_CONTENT, os.O_RDONLY)
+    except PermissionError:
+        pytest.skip("needs the right to use fanotify")
+    name = ctypes.create_string_buffer(os.fsencode(program))
+    try:
+        syscall(
+            "fanotify_mark", judge, FAN_MARK_ADD, FAN_OPEN_EXEC_PERM, -100, ctypes.addressof(name)
+        )
+    except OSError as error:
+        os.close(judge)
+        if error.errno != errno.EINVAL:
+            raise
+        pytest.skip("this kernel has no fanotify for exec")
+    ticks = []
+
+    def tick() -> None:
+        for _ in range(20):
+            time.sleep(0.005)
+            ticks.append(1)
+
+    start = {
+        "spawn": lambda: spawn([program], timeout=0.2),
+        "Popen": lambda: ramet.Popen([program], start_timeout=0.2),
+    }[how]
+    ticker = Background(tick)
+    with pytest.raises(TimeoutError, match=r"execve\(.*has not ended after 0.2 seconds"):
+        start()
+    assert len(ticks) > 5  # the interpreter went on meanwhile
+    os.close(judge)  # which allows what waits
+    ticker.result()
+    until_no_orphans()
+
+
+def until_no_orphans() -> None:
+    def none_left() -> bool:
+        _orphans.sweep()
+        return not _orphans.waiting
+
+    until(none_left)
+
+
 def test_timeout(tmp_path: Path) -> None:
-    """Exec of a file on a file system that does not answer: here, a step that waits."""
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(TimeoutError, match="fifo"):
         spawn(["true"], before_exec=lambda p: p.open(tmp_path / "fifo"), timeout=0.05)
@@ -465,8 +518,8 @@ def check_a_storm_of_signals() -> None:
     assert len(seen) > 50
 
 
-def test_many_spawns() -> None:
-    run_function(check_many_spawns, 2_000)
+def test_50_000_spawns() -> None:
+    run_plainly(check_many_spawns, 50_000)
 
 
 def check_many_spawns(count: int) -> None:
