@@ -10,6 +10,7 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -332,7 +333,7 @@ def test_exec_that_stalls(tmp_path: Path, how: str) -> None:
             time.sleep(0.005)
             ticks.append(1)
 
-    start = {
+    start: Callable[[], object] = {
         "spawn": lambda: spawn([program], timeout=0.2),
         "Popen": lambda: ramet.Popen([program], start_timeout=0.2),
     }[how]

@@ -20,6 +20,7 @@
 /* The functions and types of each subject; module.c only collects them. */
 extern PyMethodDef ramet_lowlevel_methods[];
 extern PyMethodDef ramet_pointer_methods[];
+extern PyMethodDef ramet_private_functions[];
 extern PyMethodDef ramet_task_functions[];
 extern PyType_Spec ramet_descriptor_spec;
 extern PyType_Spec ramet_pool_spec;

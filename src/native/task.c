@@ -187,6 +187,22 @@ static void task_dealloc(PyObject *object) {
 #define AUTOREAP (1ULL << 34) /* CLONE_AUTOREAP, Linux 7.1 */
 #define NOT_OURS (CLONE_THREAD | CLONE_PARENT | AUTOREAP)
 
+Task *ramet_task_new(PyObject *type) {
+    if (!PyType_Check(type) || base_of((PyTypeObject *)type) == NULL) {
+        PyErr_SetString(PyExc_TypeError, "not a type of Task");
+        return NULL;
+    }
+    return new_task((PyTypeObject *)type);
+}
+
+void ramet_task_started(Task *self, pid_t pid, unsigned long long flags) {
+    self->pid = pid;
+    self->flags = flags;
+    self->waitable = (flags & NOT_OURS) ? 0 : 1;
+    self->owner = getpid();
+    self->generation = ramet_generation();
+}
+
 enum { HANDLE, POOL, KEEP, FN, ARG, FLAGS, EXIT_SIGNAL, NEEDED };
 enum { PTID = NEEDED, TLS, CTID, CGROUP, SET_TID, USE_CLONE, ALL };
 
@@ -263,7 +279,7 @@ static long start(Task *self, struct ramet_launch *launch) {
         self->pidfd = -1;
         return result;
     }
-    self->pid = result;
+    ramet_task_started(self, (pid_t)result, launch->args.flags);
     if (ptid != NULL) {
         *ptid = (int)result;
     }
@@ -283,15 +299,11 @@ static PyObject *start_task(PyObject *module, PyObject *const *args, Py_ssize_t 
         return PyErr_Format(PyExc_TypeError, "start takes %d or %d arguments, got %zd", NEEDED, ALL,
                             count);
     }
-    if (!PyType_Check(args[HANDLE]) || base_of((PyTypeObject *)args[HANDLE]) == NULL) {
-        PyErr_SetString(PyExc_TypeError, "not a type of Task");
-        return NULL;
-    }
     PyObject *pool = args[POOL];
     if (ramet_pool_check(pool) < 0 || parse_start(args, count, &launch, &request) < 0) {
         return NULL;
     }
-    Task *self = new_task((PyTypeObject *)args[HANDLE]);
+    Task *self = ramet_task_new(args[HANDLE]);
     if (self == NULL) {
         return NULL;
     }
@@ -305,10 +317,6 @@ static PyObject *start_task(PyObject *module, PyObject *const *args, Py_ssize_t 
     stack->record->arg = is_program ? stack->record : request.arg;
     stack->record->program = is_program ? request.arg : NULL;
     int lasting = ramet_stack_lend(stack, &launch);
-    self->flags = launch.args.flags;
-    self->waitable = (self->flags & NOT_OURS) ? 0 : 1;
-    self->owner = getpid();
-    self->generation = ramet_generation();
     long result = start(self, &launch);
     if (result > 0 && lasting) {
         ramet_stack_started(stack, &launch, (int)result);

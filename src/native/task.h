@@ -32,6 +32,13 @@ typedef struct {
     char quiet; /* no warning when it is dropped before it was waited for */
 } Task;
 
+/* A handle of a type made of Task, for a task that is about to be started; NULL with an exception
+ * set if it is no such type. */
+Task *ramet_task_new(PyObject *type);
+
+/* The task was started by this process. */
+void ramet_task_started(Task *self, pid_t pid, unsigned long long flags);
+
 /* Whether the process that asks is the one that has started it, and not a fork of that. */
 int ramet_task_is_ours(const Task *self);
 

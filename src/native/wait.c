@@ -258,19 +258,16 @@ PyObject *ramet_task_send_signal(Task *self, PyObject *signal) {
     return PyLong_FromLong(result < 0 ? error : 0);
 }
 
-/* has_execed() -> True, False, or None: the kernel does not say
+/* has_execed() -> True, or False: not yet, or the kernel does not say
  *
- * The parent may move a child to another process group until the child has execed, and then gets
- * EACCES (setpgid(2)). One that is still ours to move is dying, and does not mind. */
+ * The parent may not move a child to another process group once it has execed (EACCES,
+ * setpgid(2)). That is looked at before whether there is such a group, which there is not. The
+ * kernel lets go of the memory shortly before it notes the exec (begin_new_exec, fs/exec.c). */
+#define NO_GROUP INT_MAX
+
 PyObject *ramet_task_has_execed(Task *self, PyObject *unused) {
     (void)unused;
-    if (setpgid((pid_t)self->pid, (pid_t)self->pid) == 0) {
-        Py_RETURN_FALSE;
-    }
-    if (errno == EACCES) {
-        Py_RETURN_TRUE;
-    }
-    Py_RETURN_NONE; /* EPERM: it is in another session; ESRCH: not our child, or reaped already */
+    return PyBool_FromLong(setpgid((pid_t)self->pid, NO_GROUP) < 0 && errno == EACCES);
 }
 
 /* ioctl(request, bytearray) -> 0 or errno */

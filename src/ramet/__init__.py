@@ -16,6 +16,7 @@ from ramet._child import Child, ExitStatus
 from ramet._child_error import ChildError
 from ramet._clone import clone
 from ramet._flags import CloneFlags, flag_rules
+from ramet._fork import fork
 from ramet._probe import Support, probe
 from ramet._program import Program, Result
 from ramet._spawn import spawn
@@ -41,6 +42,7 @@ __all__ = [
     "check_output",
     "clone",
     "flag_rules",
+    "fork",
     "get_include",
     "get_library_dir",
     "lowlevel",

@@ -10,7 +10,7 @@ import operator
 import os
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from signal import SIGCHLD
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -24,6 +24,7 @@ from ramet._stacks import DEFAULT_STACK_SIZE, pool
 from ramet._threads import Thread
 
 _T = TypeVar("_T", bound=Task)
+_R = TypeVar("_R")
 
 _F = CloneFlags
 _WORD = 1 << 64
@@ -115,7 +116,7 @@ def clone(
     ptid_address, ptid_owner = word(ptid, "ptid")
     tls_address, tls_owner = pointer(tls, "tls")
     ctid_address, ctid_owner = word(ctid, "ctid")
-    handle, wanted, signal, lasting = _plan(
+    handle, wanted, signal, lasting = plan(
         flags,
         exit_signal,
         has_ptid=ptid is not None,
@@ -124,10 +125,10 @@ def clone(
         has_cgroup=cgroup is not None,
     )
     keep = (fn, arg_owner, ptid_owner, tls_owner, ctid_owner) if lasting else None
-    ids = _pack_ids(set_tid)
+    ids = pack_ids(set_tid)
     sys.audit("ramet.clone", address, wanted)
-    directory, descriptor = _cgroup_descriptor(cgroup)  # the first closes what it has opened
-    call = _Call(
+    directory, descriptor = cgroup_descriptor(cgroup)  # the first closes what it has opened
+    call = Call(
         address,
         arg_address,
         wanted,
@@ -162,7 +163,7 @@ def start_simply(
         task = start(handle, stacks, keep, fn, arg, wanted, signal)
         if type(task) is handle:
             return task
-    return _start(handle, stacks, keep, _Call(fn, arg, wanted, signal))
+    return _start(handle, stacks, keep, Call(fn, arg, wanted, signal))
 
 
 # --- the plan -----------------------------------------------------------------------------------
@@ -172,7 +173,7 @@ def start_simply(
 _Plan = tuple[type[Child] | type[Thread], int, int, bool]
 
 
-def _plan(
+def plan(
     flags: int,
     exit_signal: int | None,
     *,
@@ -220,16 +221,16 @@ _MOST_PLANS = 256
 
 
 def _simple_plan(flags: int) -> _Plan:
-    plan = _plan(flags, None, has_ptid=False, has_tls=False, has_ctid=False, has_cgroup=False)
+    made = plan(flags, None, has_ptid=False, has_tls=False, has_ctid=False, has_cgroup=False)
     if len(_simple_plans) < _MOST_PLANS:
-        _simple_plans[flags] = plan
-    return plan
+        _simple_plans[flags] = made
+    return made
 
 
 # --- the call -----------------------------------------------------------------------------------
 
 
-class _Call(NamedTuple):
+class Call(NamedTuple):
     """The arguments of clone and clone3: what `_native.start` takes after what it keeps."""
 
     fn: int
@@ -243,43 +244,60 @@ class _Call(NamedTuple):
     set_tid: bytes = b""
 
 
-def _start(handle: type[_T], stacks: Pool, keep: object, call: _Call) -> _T:
-    """Make the call with clone3, or with clone if clone3 is not to be had.
+def _start(handle: type[_T], stacks: Pool, keep: object, call: Call) -> _T:
+    """Make the call for a task on a stack of its own."""
+
+    def make(call: Call, use_clone: bool) -> _T | int:
+        return start(handle, stacks, keep, *call, use_clone)
+
+    return make_call(make, call, stacks.size)
+
+
+def make_call(make: Callable[[Call, bool], _R | int], call: Call, stack_size: int = 0) -> _R:
+    """Make a call with clone3, or with clone if clone3 is not to be had.
+
+    Args:
+        make: makes it, with clone if the second argument is true; returns -errno if it fails.
+        call: what is asked for.
+        stack_size: for errors.
+
+    Returns:
+        What `make` returns.
 
     Raises:
         OSError: the call is refused, or clone cannot do what is asked for.
     """
     error = errno.ENOSYS
     if not _clone3.missing:
-        task = start(handle, stacks, keep, *call, False)
-        if not isinstance(task, int):
-            return task
-        error = -task
+        result = make(call, False)
+        if not isinstance(result, int):
+            return result
+        error = -result
     if not _is_missing(error, call):
-        raise _error("clone3", error, call, stacks)
+        raise _error("clone3", error, call, stack_size)
     lost = _lost_by_clone(call)
     if lost:
         advice = f"clone3 is not to be had here, and clone has no {lost}"
-        raise _error("clone3", errno.ENOSYS, call, stacks, advice)
+        raise _error("clone3", errno.ENOSYS, call, stack_size, advice)
     # Our part of the child resets the handlers.
     by_clone = call._replace(flags=call.flags & ~_CLEAR_SIGHAND)
-    task = start(handle, stacks, keep, *by_clone, True)
-    if not isinstance(task, int):
+    result = make(by_clone, True)
+    if not isinstance(result, int):
         _clone3.missing = True
-        return task
-    if error == errno.EPERM == -task:  # so it was not about clone3
-        raise _error("clone3", error, call, stacks)
-    raise _error("clone", -task, by_clone, stacks)
+        return result
+    if error == errno.EPERM == -result:  # so it was not about clone3
+        raise _error("clone3", error, call, stack_size)
+    raise _error("clone", -result, by_clone, stack_size)
 
 
-def _is_missing(error: int, call: _Call) -> bool:
+def _is_missing(error: int, call: Call) -> bool:
     """Whether an errno of clone3 can mean that the call itself is what is refused."""
     if error == errno.EPERM:  # by the seccomp filter of an old container
         return not (call.set_tid or call.flags & _PRIVILEGED)
     return error == errno.ENOSYS
 
 
-def _lost_by_clone(call: _Call) -> str:
+def _lost_by_clone(call: Call) -> str:
     """Name what clone(2) cannot do of what is asked for, if anything."""
     lost = [spell(call.flags & _CLONE3_FEATURES)] if call.flags & _CLONE3_FEATURES else []
     if call.set_tid:
@@ -287,13 +305,13 @@ def _lost_by_clone(call: _Call) -> str:
     return ", ".join(lost)
 
 
-def _error(name: str, error: int, call: _Call, stacks: Pool, advice: str = "") -> OSError:
+def _error(name: str, error: int, call: Call, stack_size: int, advice: str = "") -> OSError:
     """Make the exception for a failed start."""
     description = describe_call(
         name,
         call.flags,
         exit_signal=call.exit_signal,
-        stack_size=stacks.size,
+        stack_size=stack_size,
         parent_tid=call.ptid,
         tls=call.tls,
         child_tid=call.ctid,
@@ -352,7 +370,7 @@ def _stacks_of(stack_size: int) -> Pool:
     return Pool(size, 0)
 
 
-def _pack_ids(set_tid: Sequence[int]) -> bytes:
+def pack_ids(set_tid: Sequence[int]) -> bytes:
     if isinstance(set_tid, str | bytes | bytearray | memoryview) or not isinstance(
         set_tid, Sequence
     ):
@@ -368,7 +386,7 @@ def _pack_ids(set_tid: Sequence[int]) -> bytes:
     return struct.pack(f"={len(ids)}i", *ids)
 
 
-def _cgroup_descriptor(
+def cgroup_descriptor(
     cgroup: int | str | os.PathLike[str] | HasFileno | None,
 ) -> tuple[Descriptor | None, int]:
     """Return a descriptor of the directory, -1 for None, and what owns it if it was opened here."""

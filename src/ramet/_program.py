@@ -12,6 +12,7 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from select import POLLIN
 from typing import NamedTuple
 
 from ramet import _native
@@ -401,12 +402,14 @@ class Program(Steps):
         if self._steps[step].name not in _EXECS:
             # It has let go of our memory: it has ended, perhaps by this very step.
             return child.wait().signal is None
-        try:
-            with open(f"/proc/{child.pid}/stat", "rb") as file:
-                fields = file.read().rpartition(b")")[2].split()
-        except OSError:
-            return True  # no way to know; most have execed
-        return not int(fields[_STAT_FLAGS]) & _PF_FORKNOEXEC
+        while not child._has_execed():
+            ended = child._readable(_MOMENT, POLLIN)
+            flags = _flags_of(child.pid)
+            if flags is None or not flags & _PF_FORKNOEXEC:
+                return True  # or no way to know: most have execed
+            if ended:
+                return False
+        return True
 
     def _killed(self, child: Child) -> ChildError:
         step = child._progress()
@@ -460,6 +463,17 @@ class Runner:
 # /proc/PID/stat, after the command: state is field 3, flags is 9 (proc_pid_stat(5)).
 _STAT_FLAGS = 9 - 3
 _PF_FORKNOEXEC = 0x40  # include/linux/sched.h: forked but didn't exec
+_MOMENT = 1_000_000  # nanoseconds
+
+
+def _flags_of(pid: int) -> int | None:
+    """Ask for a task's flags; also a zombie has them."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[_STAT_FLAGS])
+    except OSError:
+        return None
+
 
 _VM_VFORK = int(_F.VM | _F.VFORK)
 _VM = int(_F.VM)

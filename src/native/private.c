@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The private regime: a copy of this process that goes on in Python, as after os.fork, but with
+ * what clone3 can do.
+ *
+ * The C library's fork is not called, since it has no flags; what it does for a process of one
+ * thread is done here (sysdeps/nptl/_Fork.c of glibc): the thread knows its new id, and has its
+ * robust list.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <linux/sched.h>
+#include <sched.h>
+#include <signal.h>
+#include <stddef.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "fork.h"
+#include "task.h"
+
+/* Where the C library keeps the thread's id: the kernel was told so by set_tid_address. NULL: the
+ * kernel does not tell (CONFIG_CHECKPOINT_RESTORE), or something else lies there. */
+static int *thread_id_address(void) {
+    int *address = NULL;
+    if (prctl(PR_GET_TID_ADDRESS, &address, 0, 0, 0) < 0 || address == NULL ||
+        *address != (int)syscall(SYS_gettid)) {
+        return NULL;
+    }
+    return address;
+}
+
+static long copy_process(struct clone_args *args, size_t size, int use_clone) {
+    if (!use_clone) {
+        return syscall(SYS_clone3, args, size);
+    }
+    /* One pointer for parent_tid and pidfd. */
+    unsigned long flags = args->flags | args->exit_signal;
+#ifdef __x86_64__
+    return syscall(SYS_clone, flags, NULL, args->pidfd, args->child_tid, NULL);
+#else
+    return syscall(SYS_clone, flags, NULL, args->pidfd, NULL, args->child_tid);
+#endif
+}
+
+enum { HANDLE, FLAGS, EXIT_SIGNAL, CGROUP, SET_TID, USE_CLONE, ALL };
+
+static int parse(PyObject *const *args, struct clone_args *request, size_t *size, int *use_clone) {
+    uint64_t flags = 0;
+    uint64_t exit_signal = 0;
+    if (ramet_as_u64(args[FLAGS], &flags) < 0 ||
+        ramet_as_u64(args[EXIT_SIGNAL], &exit_signal) < 0) {
+        return -1;
+    }
+    long cgroup = PyLong_AsLong(args[CGROUP]);
+    if (cgroup == -1 && PyErr_Occurred()) {
+        return -1;
+    }
+    char *set_tid = NULL;
+    Py_ssize_t length = 0;
+    if (PyBytes_AsStringAndSize(args[SET_TID], &set_tid, &length) < 0) {
+        return -1;
+    }
+    *use_clone = PyObject_IsTrue(args[USE_CLONE]);
+    if (*use_clone < 0) {
+        return -1;
+    }
+    *request = (struct clone_args){.flags = flags, .exit_signal = exit_signal};
+    *size = CLONE_ARGS_SIZE_VER0;
+    if (length > 0) {
+        request->set_tid = (uint64_t)set_tid;
+        request->set_tid_size = (uint64_t)length / sizeof(pid_t);
+        *size = CLONE_ARGS_SIZE_VER1;
+    }
+    if (cgroup >= 0) {
+        request->cgroup = (__u64)cgroup;
+        *size = CLONE_ARGS_SIZE_VER2;
+    }
+    return 0;
+}
+
+/* fork(handle, flags, exit_signal, cgroup, set_tid, use_clone)
+ *     -> a new handle in the parent, None in the child, or -errno
+ *
+ * The caller has seen to it that this is the main interpreter of a process of one thread. */
+static PyObject *private_fork(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    (void)module;
+    struct clone_args request;
+    size_t size = 0;
+    int use_clone = 0;
+    if (count != ALL) {
+        return PyErr_Format(PyExc_TypeError, "fork takes %d arguments, got %zd", ALL, count);
+    }
+    if (parse(args, &request, &size, &use_clone) < 0) {
+        return NULL;
+    }
+    int *tid = thread_id_address();
+    if (tid == NULL) {
+        PyErr_SetString(PyExc_RuntimeError,
+                        "the C library's copy of the thread id cannot be kept right in the child: "
+                        "the kernel does not tell where it is");
+        return NULL;
+    }
+    Task *self = ramet_task_new(args[HANDLE]);
+    if (self == NULL) {
+        return NULL;
+    }
+    request.pidfd = (uint64_t)&self->pidfd;
+    request.child_tid = (uint64_t)tid;
+    request.flags |= CLONE_PIDFD | CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID;
+    void *robust_list = NULL;
+    size_t robust_size = 0;
+    syscall(SYS_get_robust_list, 0, &robust_list, &robust_size);
+
+    PyOS_BeforeFork();
+    long result = copy_process(&request, size, use_clone);
+    int error = errno;
+    if (result == 0) {
+        syscall(SYS_set_robust_list, robust_list, robust_size); /* the kernel has forgotten it */
+        PyOS_AfterFork_Child();
+        Py_DECREF((PyObject *)self); /* it was never started, here */
+        Py_RETURN_NONE;
+    }
+    if (result > 0) {
+        ramet_task_started(self, (pid_t)result, request.flags);
+    } else {
+        self->pidfd = -1;
+    }
+    PyOS_AfterFork_Parent();
+    if (result < 0) {
+        Py_DECREF((PyObject *)self);
+        return PyLong_FromLong(-error);
+    }
+    return (PyObject *)self;
+}
+
+static PyObject *interpreter_id(PyObject *module, PyObject *unused) {
+    (void)module;
+    (void)unused;
+    return PyLong_FromLongLong(PyInterpreterState_GetID(PyInterpreterState_Get()));
+}
+
+PyMethodDef ramet_private_functions[] = {
+    {"fork", METHOD(private_fork), METH_FASTCALL, NULL},
+    {"interpreter_id", METHOD(interpreter_id), METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
