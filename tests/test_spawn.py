@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 import ramet
 from ramet import ChildError, CloneFlags, ExitStatus, Program, _orphans, _spawn, spawn
+from ramet._syscalls import NUMBERS
 from tests.childlib import syscall
 from tests.isolated import run_function
 from tests.test_stress import run_plainly
@@ -104,10 +105,16 @@ def identity(fd: int, pid: int | str = "self") -> str:
     return os.readlink(f"/proc/{pid}/fd/{fd}")
 
 
+def sleeps(pid: int) -> bool:
+    call = Path(f"/proc/{pid}/syscall").read_text().split()[0]
+    return call in {str(NUMBERS.get(name)) for name in ("nanosleep", "clock_nanosleep")}
+
+
 def descriptors_with(fds: dict[int, int]) -> dict[int, str]:
     """What a child has, seen from outside."""
     with spawn(["sleep", "60"], fds=fds) as child:
         try:
+            until(lambda: sleeps(child.pid))  # the loader has files open until then
             numbers = map(int, os.listdir(f"/proc/{child.pid}/fd"))
             return {number: identity(number, child.pid) for number in numbers}
         finally:
