@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 import os
 import sys
-import threading
 from collections.abc import Sequence
 
 from ramet import _native
@@ -97,7 +96,12 @@ def _check_threads() -> None:
     try:
         count = len(os.listdir("/proc/self/task"))
     except OSError:
-        count = threading.active_count()
+        count = 0  # without /proc only Python's own are known
+    if count == 1:
+        return
+    import threading  # noqa: PLC0415 - where it matters it is there already
+
+    count = count or threading.active_count()
     if count == 1:
         return
     names = [thread.name for thread in threading.enumerate() if thread.ident is not None]
