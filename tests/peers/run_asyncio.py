@@ -15,6 +15,7 @@ import ramet.aio
 
 # These replace, or look at, what asyncio is made of inside.
 NOT_OURS = {
+    "test_pid_not_reaped_before_exit_published": "looks at the threads of asyncio's watcher",
     "test_popen_error": "replaces subprocess.Popen",
     "test_popen_error_with_stdin_pipe": "replaces subprocess.Popen",
     "test_create_subprocess_fails_with_inactive_watcher": "ramet needs no child watcher",
