@@ -24,7 +24,7 @@ from ramet._syscalls import NUMBERS
 from tests.childlib import syscall
 from tests.isolated import run_function
 from tests.test_stress import run_plainly
-from tests.waiting import Background, until
+from tests.waiting import KERNEL, Background, until
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs privileges")
 NEWUSER, NEWPID, NEWNET, NEWUTS = (
@@ -408,6 +408,11 @@ def test_all_namespaces() -> None:
 def test_new_time_namespace() -> None:
     if CloneFlags.NEWTIME not in ramet.probe().flags:
         pytest.skip("this kernel has no time namespaces")
+    if KERNEL < (6, 2):
+        with pytest.raises(OSError, match=r"Linux 6\.2") as caught:
+            spawn(["true"], flags=CloneFlags.NEWTIME, uid_map=0)
+        assert caught.value.errno == errno.EOPNOTSUPP
+        return
     inside = shell("readlink /proc/self/ns/time", flags=CloneFlags.NEWTIME, uid_map=0)
     assert inside.startswith("time:[")
     assert inside != os.readlink("/proc/self/ns/time")

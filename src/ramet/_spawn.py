@@ -6,6 +6,7 @@ descriptors that it needs.
 
 from __future__ import annotations
 
+import errno
 import grp
 import operator
 import os
@@ -118,7 +119,8 @@ def spawn(
         ChildError: a step failed; it is a FileNotFoundError, PermissionError and so on as well.
         TimeoutError: it took too long.
         ValueError, TypeError, KeyError: bad arguments (KeyError: no such user or group).
-        OSError: the kernel refuses to start the child, or to write its id maps.
+        OSError: the kernel refuses to start the child, or to write its id maps; NEWTIME before
+            Linux 6.2.
 
     Source: clone(2), execve(2), and the man page of each call.
     """
@@ -201,6 +203,8 @@ def launch(  # noqa: D417 - the other arguments are those of spawn
     flags = operator.index(flags)
     if flags & _FILES and closes:
         raise ValueError("CLONE_FILES shares the descriptors that would be closed in the child")
+    if flags & _NEWTIME:
+        _check_time_namespaces()
     seconds = check_timeout(timeout)
     maps = parent = None
     if uid_map is not None or gid_map is not None:
@@ -389,6 +393,26 @@ def executables(name: Path, env: Env | None) -> list[bytes]:
         return [encoded]
     directories = os.get_exec_path(env)  # type: ignore[arg-type] # typeshed wants one kind of key
     return [os.path.join(os.fsencode(path), encoded) for path in directories]
+
+
+# From this version on exec enters the time namespace that was unshared (switch timens when a task
+# gets a new mm, fs/exec.c); before, the process stays out of it and cannot even vfork.
+_TIME_BY_EXEC = (6, 2)
+
+
+def _check_time_namespaces() -> None:
+    """Refuse what would not be what was asked for.
+
+    Raises:
+        OSError: EOPNOTSUPP.
+    """
+    release = os.uname().release.split("-")[0].split(".")
+    if tuple(int(part) for part in release[:2]) < _TIME_BY_EXEC:
+        raise OSError(
+            errno.EOPNOTSUPP,
+            f"{os.strerror(errno.EOPNOTSUPP)}: a program enters a new time namespace by exec from "
+            "Linux 6.2 on",
+        )
 
 
 # --- names --------------------------------------------------------------------------------------
