@@ -12,7 +12,8 @@ static int exec_module(PyObject *module) {
     if (PyModule_AddFunctions(module, ramet_lowlevel_methods) < 0 ||
         PyModule_AddFunctions(module, ramet_pointer_methods) < 0 ||
         PyModule_AddFunctions(module, ramet_private_functions) < 0 ||
-        PyModule_AddFunctions(module, ramet_task_functions) < 0) {
+        PyModule_AddFunctions(module, ramet_task_functions) < 0 ||
+        PyModule_AddFunctions(module, ramet_zygote_functions) < 0) {
         return -1;
     }
     const struct {

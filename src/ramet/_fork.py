@@ -56,8 +56,7 @@ def fork(
     Source: clone(2), fork(2), os.fork.
     """
     flags = operator.index(flags)
-    if flags & _NOT_FOR_COPIES:
-        raise ValueError(f"{spell(flags & _NOT_FOR_COPIES)}: not for a copy of this process")
+    check_flags_of_copy(flags)
     if _native.interpreter_id() != 0:
         raise RuntimeError("fork is not for subinterpreters: their process is the main one's")
     if sys.is_finalizing():
@@ -85,6 +84,16 @@ def fork(
     child = make_call(make, Call(0, 0, wanted, signal, cgroup=descriptor, set_tid=ids))
     del directory
     return child
+
+
+def check_flags_of_copy(flags: int) -> None:
+    """Refuse flags that are not for a copy of the memory.
+
+    Raises:
+        ValueError: there are such.
+    """
+    if flags & _NOT_FOR_COPIES:
+        raise ValueError(f"{spell(flags & _NOT_FOR_COPIES)}: not for a copy of this process")
 
 
 def _check_threads() -> None:

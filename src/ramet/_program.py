@@ -357,6 +357,16 @@ class Program(Steps):
             raise self._killed(child)
         return child
 
+    def _run_in_place(self) -> None:
+        """Make the calls in this process, which has to be a fresh copy of another.
+
+        Raises:
+            ChildError: a step failed.
+        """
+        failed = _native.run_in_place(self._compile().structures)
+        if failed is not None:
+            raise self._error(*failed)
+
     def _wait(self, child: Child, seconds: float | None) -> None:
         """Wait until the child has let go of our memory."""
         try:
@@ -379,7 +389,9 @@ class Program(Steps):
     def _failure(self, child: Child) -> ChildError:
         with child:
             child.wait()
-        index, result = child._progress(), child._result
+        return self._error(child._progress(), child._result)
+
+    def _error(self, index: int, result: int) -> ChildError:
         step = self._steps[index]
         filename = None
         if step.path is not None and result < 0:
