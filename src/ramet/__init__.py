@@ -1,9 +1,10 @@
 """clone(2) and clone3(2) for Python.
 
 Start a C function, or a program file with any setup, in a new process or thread, with exactly the
-sharing, namespaces, cgroup and handles that you ask for. `clone` starts functions, `spawn` and
-`Popen` start program files, and a `Program` is what a child does before it execs; `ramet.lowlevel`
-has the bare system calls.
+sharing, namespaces, cgroup and handles that you ask for. `clone` starts C functions, `spawn` and
+`Popen` start program files, and a `Program` is what a child does before it execs; a `Zygote` runs
+Python functions in fresh children, and `fork` copies this process. `ramet.lowlevel` has the bare
+system calls.
 
 All names are defined in private modules and exported here, and only here.
 """
@@ -25,18 +26,24 @@ from ramet._threads import Thread
 
 if _TYPE_CHECKING:
     from ramet._popen import Popen, call, check_call, check_output, run
+    from ramet._zygote import BoundZygote, ChildDiedError, FunctionChild, Zygote, ZygoteError
 
 __all__ = [
     "DEFAULT_STACK_SIZE",
+    "BoundZygote",
     "Child",
+    "ChildDiedError",
     "ChildError",
     "CloneFlags",
     "ExitStatus",
+    "FunctionChild",
     "Popen",
     "Program",
     "Result",
     "Support",
     "Thread",
+    "Zygote",
+    "ZygoteError",
     "call",
     "check_call",
     "check_output",
@@ -51,19 +58,24 @@ __all__ = [
     "spawn",
 ]
 
-# The standard subprocess takes as long to import as all else here.
-_OF_POPEN = ("Popen", "call", "check_call", "check_output", "run")
+# Modules that take as long to import as all else here, since they need subprocess or threading.
+_LAZY = {
+    **dict.fromkeys(("Popen", "call", "check_call", "check_output", "run"), "_popen"),
+    **dict.fromkeys(
+        ("BoundZygote", "ChildDiedError", "FunctionChild", "Zygote", "ZygoteError"), "_zygote"
+    ),
+}
 
 
 def __getattr__(name: str) -> object:
-    if name not in _OF_POPEN:
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from ramet import _popen  # noqa: PLC0415
+    from importlib import import_module  # noqa: PLC0415
 
-    for public in _OF_POPEN:
-        globals()[public] = thing = getattr(_popen, public)
-        thing.__module__ = __name__
-    return globals()[name]
+    thing = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    thing.__module__ = __name__
+    globals()[name] = thing
+    return thing
 
 
 def __dir__() -> list[str]:
@@ -83,7 +95,7 @@ def get_library_dir() -> str:
     return _os.path.join(_os.path.dirname(__file__), "lib")
 
 
-for _name in set(__all__).difference(_OF_POPEN):
+for _name in set(__all__).difference(_LAZY):
     if hasattr(_public := globals()[_name], "__qualname__"):
         _public.__module__ = __name__
 del _name, _public

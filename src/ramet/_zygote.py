@@ -110,7 +110,17 @@ class FunctionChild(Generic[_T]):
         raise outcome[1] from RemoteTraceback(outcome[2])
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Wait, and return what the function raised, or None. Raises as `result` does else."""
+        """Wait, and return what the function raised.
+
+        Args:
+            timeout: seconds, None for ever.
+
+        Returns:
+            The exception, or None if the function returned.
+
+        Raises:
+            ChildDiedError, TimeoutError: as `result`.
+        """
         outcome = self._wait(timeout)
         return None if outcome[0] == "value" else outcome[1]
 
@@ -218,6 +228,17 @@ class Zygote:
         """Run a function in a fresh child, and return what it returns: ``start(...).result()``.
 
         If this is interrupted the child is killed.
+
+        Args:
+            fn: as of `start`.
+            args: its arguments.
+            kwargs: its keyword arguments.
+
+        Returns:
+            What it returns.
+
+        Raises:
+            BaseException: as `start`, and `FunctionChild.result`.
         """
         value: _T = self._call(self._options, (fn, args, kwargs), None)
         return value
@@ -281,6 +302,10 @@ class Zygote:
             hostname: needs NEWUTS.
             cgroup: the cgroup v2 directory to start in.
             timeout: seconds that `BoundZygote.call` waits before it kills the child.
+
+        Raises:
+            KeyError: there is no such user or group.
+            TypeError: an option of a wrong kind.
         """
         return BoundZygote(
             self,
@@ -475,11 +500,25 @@ class BoundZygote:
     def start(
         self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs
     ) -> FunctionChild[_T]:
-        """Run a function in a fresh child, as `Zygote.start`."""
+        """Run a function in a fresh child, as `Zygote.start`.
+
+        Args:
+            fn: the function.
+            args: its arguments.
+            kwargs: its keyword arguments.
+
+        Raises:
+            Exception: as `Zygote.start`.
+        """
         return self._zygote._start(self._options, (fn, args, kwargs))
 
     def call(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Run a function in a fresh child, as `Zygote.call`.
+
+        Args:
+            fn: the function.
+            args: its arguments.
+            kwargs: its keyword arguments.
 
         Raises:
             TimeoutError: it took longer than the timeout; the child has been killed.

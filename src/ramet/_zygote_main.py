@@ -5,6 +5,7 @@ The other side is _zygote. Messages are pickles, from the process that has start
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import importlib
 import os
@@ -114,22 +115,22 @@ def _run(channel: socket.socket, request: Request, descriptors: list[int]) -> No
         signal.signal(signal.SIGINT, signal.default_int_handler)
         function, result = descriptors[:2]
         try:
-            _set_up(request, descriptors[2:])
+            # Before the setup, after which the files of modules may be out of reach.
             fn, args, kwargs = _values.load(function)
+            # Out of the way of the numbers that the child is to have.
+            result = fcntl.fcntl(result, fcntl.F_DUPFD_CLOEXEC, max(request.fds, default=2) + 1)
+            _set_up(request, descriptors[2:])
+            _close_all_but({*request.fds, result})
             outcome: tuple[Any, ...] = ("value", fn(*args, **kwargs))
             code = 0
         except BaseException as error:  # noqa: BLE001 - it is told
-            outcome = ("error", error, traceback.format_exc())
+            outcome = ("error", _portable(error), traceback.format_exc())
         try:
             _values.dump(outcome, result)
         except BaseException as error:  # noqa: BLE001 - it is told
             code = 1
             os.ftruncate(result, 0)
-            text = outcome[2] if outcome[0] == "error" else traceback.format_exc()
-            problem = outcome[1] if outcome[0] == "error" else error
-            _values.dump(
-                ("error", RuntimeError(f"{type(problem).__name__}: {problem}"), text), result
-            )
+            _values.dump(("error", _portable(error), traceback.format_exc()), result)
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
@@ -144,6 +145,15 @@ def _set_up(request: Request, descriptors: list[int]) -> None:
     if request.env is not None:
         os.environ.clear()
         os.environ.update(request.env)
+
+
+def _close_all_but(kept: set[int]) -> None:
+    first = 0
+    for fd in sorted(kept):
+        if first < fd:
+            os.closerange(first, fd)
+        first = fd + 1
+    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
 
 
 def _portable(error: BaseException) -> BaseException:

@@ -1,0 +1,432 @@
+"""Zygote: Python functions in fresh children, which are ours."""
+
+from __future__ import annotations
+
+import array
+import gc
+import os
+import pickle
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+import ramet
+from ramet import ChildDiedError, CloneFlags, Zygote, ZygoteError, _values
+from tests.isolated import run_python
+from tests.waiting import Background, in_fork, until
+
+root = pytest.mark.skipif(os.geteuid() != 0, reason="needs privileges")
+
+
+@pytest.fixture
+def zygote() -> Iterator[Zygote]:
+    with Zygote(main=False) as one:
+        yield one
+
+
+# --- functions for children ---------------------------------------------------------------------
+
+
+def add(a: int, b: int = 1) -> int:
+    return a + b
+
+
+def ids() -> tuple[int, int]:
+    return os.getpid(), os.getppid()
+
+
+class OddError(Exception):
+    """Cannot be made anew from its arguments."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__("odd")
+        self.both = one, two
+
+
+def fail(kind: str) -> NoReturn:
+    if kind == "odd":
+        raise OddError(1, 2)
+    if kind == "exit":
+        sys.exit(7)
+    raise LookupError(kind)
+
+
+def unpicklable() -> Any:
+    return threading.Lock()
+
+
+def double(data: Any) -> Any:
+    return [data, data]
+
+
+def state() -> dict[str, Any]:
+    return {
+        "cwd": os.getcwd(),
+        "umask": os.umask(0),
+        "nice": os.nice(0),
+        "nofile": resource.getrlimit(resource.RLIMIT_NOFILE),
+        "env": dict(os.environ),
+        "ids": (os.getresuid(), os.getresgid(), os.getgroups()),
+        "fds": sorted(int(fd) for fd in os.listdir("/proc/self/fd")),
+        "sid": os.getsid(0) == os.getpid(),
+        "threads": len(os.listdir("/proc/self/task")),
+        "modules": sorted(sys.modules),
+    }
+
+
+def write(fd: int, text: bytes) -> None:
+    os.write(fd, text)
+
+
+# --- calls --------------------------------------------------------------------------------------
+
+
+def test_call(zygote: Zygote) -> None:
+    assert zygote.call(add, 2, b=3) == 5
+    pid, parent = zygote.call(ids)
+    assert parent == os.getpid()
+    assert pid != zygote.pid
+    assert zygote.call(os.getpid) != pid
+
+
+def test_start(zygote: Zygote) -> None:
+    with zygote.start(time.sleep, 60) as child:
+        assert child.pid == child.child.pid
+        os.fstat(child.fileno())
+        with pytest.raises(TimeoutError):
+            child.result(0.01)
+        child.kill()
+        with pytest.raises(ChildDiedError, match="killed by SIGKILL before its function") as caught:
+            child.result()
+        assert caught.value.status.signal == signal.SIGKILL
+    with zygote.start(add, 1) as child:
+        assert child.exception() is None
+        assert child.result() == child.result() == 2
+
+
+def test_map(zygote: Zygote) -> None:
+    assert list(zygote.map(add, range(20), range(20), workers=3)) == list(range(0, 40, 2))
+    with pytest.raises(LookupError):
+        list(zygote.map(fail, ["x"]))
+
+
+@pytest.mark.parametrize(("kind", "error"), [("x", LookupError), ("exit", SystemExit)])
+def test_exceptions(zygote: Zygote, kind: str, error: type[BaseException]) -> None:
+    with pytest.raises(error) as caught:
+        zygote.call(fail, kind)
+    cause = str(caught.value.__cause__)
+    assert "in fail" in cause
+    assert __file__ in cause
+    with zygote.start(fail, kind) as child:
+        assert isinstance(child.exception(), error)
+
+
+def test_what_cannot_be_pickled(zygote: Zygote) -> None:
+    with pytest.raises(RuntimeError, match="TypeError: cannot pickle") as value:
+        zygote.call(unpicklable)
+    assert "_thread.lock" in str(value.value)
+    with pytest.raises(RuntimeError, match="OddError: odd") as error:
+        zygote.call(fail, "odd")
+    assert "in fail" in str(error.value.__cause__)
+    with pytest.raises(Exception, match="pickle"):
+        zygote.call(double, threading.Lock())
+    assert zygote.call(add, 1) == 2
+
+
+def test_children_that_end(zygote: Zygote) -> None:
+    for fn, args, said in (
+        (os._exit, (3,), "exited with 3"),
+        (os.abort, (), "killed by SIGABRT"),
+        (signal.raise_signal, (signal.SIGKILL,), "killed by SIGKILL"),
+    ):
+        with pytest.raises(ChildDiedError, match=said):
+            zygote.call(fn, *args)
+    assert zygote.call(add, 1) == 2
+
+
+@pytest.mark.parametrize("size", [0, 1, 100_000, 20_000_000])
+def test_buffers(zygote: Zygote, size: int) -> None:
+    data = bytearray(os.urandom(min(size, 1000)) * max(size // 1000, 1))
+    for kind in (bytes, bytearray):
+        result = zygote.call(double, kind(data))
+        assert result == [data, data]
+    numbers = zygote.call(double, array.array("d", [1.5]))
+    assert numbers == [array.array("d", [1.5])] * 2
+
+
+def test_numpy_is_not_copied(zygote: Zygote) -> None:
+    numpy = pytest.importorskip("numpy")
+    result = zygote.call(double, numpy.arange(1_000_000))
+    assert (result[0] == numpy.arange(1_000_000)).all()
+    assert not result[0].flags.owndata
+    result[0][0] = 5  # and is ours to write to
+
+
+# --- options ------------------------------------------------------------------------------------
+
+
+def test_options(zygote: Zygote, tmp_path: Path) -> None:
+    plain = zygote.call(state)
+    assert plain["fds"] == [0, 1, 2, 3, 4]  # the result, and the listing itself
+    assert plain["threads"] == 1
+    assert plain["cwd"] == os.getcwd()
+    bound = zygote.using(
+        cwd=tmp_path,
+        umask=0o37,
+        nice=3,
+        env={"A": "h\xe4"},
+        rlimits={resource.RLIMIT_NOFILE: (50, 60)},
+        start_new_session=True,
+    )
+    found = bound.call(state)
+    assert found["cwd"] == str(tmp_path.resolve())
+    assert (found["umask"], found["nice"], found["nofile"]) == (0o37, 3, (50, 60))
+    assert found["env"] == {"A": "h\xe4"}
+    assert found["sid"]
+    again = zygote.call(state)
+    assert {name: again[name] for name in ("cwd", "env", "nice")} == {
+        name: plain[name] for name in ("cwd", "env", "nice")
+    }
+
+
+def test_descriptors(zygote: Zygote) -> None:
+    read, write_end = os.pipe()
+    zygote.using(fds={9: write_end}).call(write, 9, b"nine")
+    zygote.using(fds={1: write_end}).call(write, 1, b" one")
+    os.close(write_end)
+    assert os.read(read, 100) == b"nine one"
+    assert os.read(read, 100) == b""
+    os.close(read)
+
+
+@root
+def test_credentials(zygote: Zygote) -> None:
+    found = zygote.using(user=65534, group=65534, extra_groups=[5]).call(state)
+    assert found["ids"] == ((65534,) * 3, (65534,) * 3, [5])
+
+
+def test_namespaces(zygote: Zygote) -> None:
+    if os.geteuid():
+        pytest.skip("needs privileges")
+    pid, parent = zygote.using(flags=CloneFlags.NEWPID | CloneFlags.NEWNET).call(ids)
+    assert (pid, parent) == (1, 0)
+    with Zygote(flags=CloneFlags.NEWUTS, main=False) as other:
+        theirs = other.call(os.readlink, "/proc/self/ns/uts")
+        assert theirs != os.readlink("/proc/self/ns/uts")
+
+
+def test_cgroup(zygote: Zygote, cgroup: Path) -> None:
+    text = zygote.using(cgroup=cgroup).call(Path.read_text, Path("/proc/self/cgroup"))
+    assert text.strip().endswith(cgroup.name)
+
+
+def test_bad_options(zygote: Zygote) -> None:
+    with pytest.raises(ValueError, match="CLONE_VM: not for a copy"):
+        zygote.using(flags=CloneFlags.VM).call(add, 1)
+    with pytest.raises(FileNotFoundError, match="chdir"):
+        zygote.using(cwd="/missing").call(add, 1)
+    with pytest.raises(KeyError):
+        zygote.using(user="no such user")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        zygote.using(fds={5: 999}).call(add, 1)
+    with pytest.raises(ValueError, match="options of a child are too long"):
+        zygote.using(env={"A": "x" * 70_000}).call(add, 1)
+    assert zygote.call(add, 1) == 2
+
+
+def test_call_with_a_timeout(zygote: Zygote) -> None:
+    with pytest.raises(TimeoutError):
+        zygote.using(timeout=0.05).call(time.sleep, 60)
+    zygote.close()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+# --- preloading ---------------------------------------------------------------------------------
+
+
+def test_preload() -> None:
+    with Zygote(preload=["wave"], main=False) as zygote:
+        assert "wave" in zygote.call(state)["modules"]
+    with Zygote(main=False) as zygote:
+        assert "wave" not in zygote.call(state)["modules"]
+
+
+def test_a_preload_that_fails() -> None:
+    with Zygote(preload=["no_such_module"], main=False) as zygote:
+        with pytest.raises(ZygoteError, match="preloading no_such_module failed"):
+            zygote.call(add, 1)
+        with pytest.raises(ZygoteError, match="ModuleNotFoundError"):
+            zygote.warm_up()
+
+
+def test_a_preload_that_starts_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
+    (tmp_path / "starts_a_thread.py").write_text(f"import threading, time\n{start}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with (
+        Zygote(preload=["starts_a_thread"], main=False) as zygote,
+        pytest.raises(ZygoteError, match=r"starts_a_thread has started threads.*OMP_NUM_THREADS"),
+    ):
+        zygote.warm_up()
+
+
+def test_numpy_preloaded() -> None:
+    pytest.importorskip("numpy")
+    with Zygote(preload=["numpy"], main=False) as zygote:
+        assert zygote.call(_trace_of_a_product, 200) == 200 * 200
+
+
+def _trace_of_a_product(size: int) -> int:
+    import numpy as np
+
+    ones = np.ones((size, size))
+    return int(np.trace(ones @ ones))
+
+
+def test_functions_of_main() -> None:
+    done = run_python(
+        "import sys, tempfile, subprocess, os\n"
+        "code = '''\n"
+        "import ramet\n"
+        "def double(x): return 2 * x\n"
+        'if __name__ == "__main__":\n'
+        "    with ramet.Zygote() as zygote:\n"
+        "        print(zygote.call(double, 4))\n"
+        "'''\n"
+        "with tempfile.NamedTemporaryFile('w', suffix='.py') as file:\n"
+        "    file.write(code); file.flush()\n"
+        "    print(subprocess.check_output([sys.executable, file.name], text=True))\n"
+    )
+    assert done.stdout.split() == ["8"]
+
+
+# --- its life -----------------------------------------------------------------------------------
+
+
+def test_killed_when_idle(zygote: Zygote) -> None:
+    zygote.warm_up()
+    first = zygote.pid
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    until(lambda: zygote._process is None or zygote._process.poll() is not None)
+    assert zygote.call(add, 1) == 2
+    assert zygote.pid != first
+
+
+def test_killed_in_flight(zygote: Zygote) -> None:
+    """What is asked at that moment fails, with the reason; children go on."""
+    zygote.warm_up()
+    assert zygote.pid is not None
+    os.kill(zygote.pid, signal.SIGSTOP)
+    caller = Background(lambda: zygote.call(add, 1))
+    time.sleep(0.05)
+    os.kill(zygote.pid, signal.SIGKILL)
+    with pytest.raises(ZygoteError, match="the zygote was killed by SIGKILL"):
+        caller.result()
+    with zygote.start(time.sleep, 0.1) as child:
+        os.kill(zygote.pid, signal.SIGKILL)
+        assert child.result() is None
+    assert zygote.call(add, 1) == 2
+
+
+def test_closed() -> None:
+    zygote = Zygote(main=False)
+    assert zygote.pid is None
+    with zygote.start(time.sleep, 0.1) as child:
+        pid = zygote.pid
+        zygote.close()
+        zygote.close()
+        assert child.result() is None
+    assert pid is not None
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert zygote.call(add, 1) == 2  # starts another
+    zygote.close()
+
+
+def test_dropped() -> None:
+    zygote = Zygote(main=False)
+    zygote.warm_up()
+    pid = zygote.pid
+    assert pid is not None
+    del zygote
+    gc.collect()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_ends_with_us() -> None:
+    """Also if we are killed."""
+    done = run_python(
+        "import os, signal, ramet\n"
+        "zygote = ramet.Zygote(main=False)\n"
+        "zygote.warm_up()\n"
+        "print(zygote.pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n",
+        check=False,
+    )
+    pid = int(done.stdout)
+    until(lambda: not os.path.exists(f"/proc/{pid}"))
+
+
+def test_in_a_fork(zygote: Zygote) -> None:
+    zygote.warm_up()
+
+    def use() -> None:
+        assert zygote.call(ids)[1] == os.getpid()
+        zygote.close()
+
+    in_fork(use)
+    assert zygote.call(add, 1) == 2
+
+
+def test_not_to_be_pickled(zygote: Zygote) -> None:
+    with pytest.raises(TypeError, match="make one where it is used"):
+        pickle.dumps(zygote)
+
+
+def test_many_threads(zygote: Zygote) -> None:
+    def work(number: int) -> bool:
+        return all(zygote.call(add, number, i) == number + i for i in range(25))
+
+    workers = [Background(lambda n=n: work(n)) for n in range(8)]  # type: ignore[misc]
+    assert all(worker.result() for worker in workers)
+
+
+def test_nothing_is_left(zygote: Zygote) -> None:
+    zygote.call(add, 1)
+    before = len(os.listdir("/proc/self/fd"))
+    for i in range(300):
+        if i % 10 == 0:
+            with pytest.raises(ChildDiedError):
+                zygote.call(os._exit, 1)
+        else:
+            assert zygote.call(add, i) == i + 1
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert zygote.pid is not None
+    assert len(os.listdir(f"/proc/{zygote.pid}/fd")) == 4
+
+
+# --- values -------------------------------------------------------------------------------------
+
+
+def test_unfinished_values() -> None:
+    fd = _values.new_file("test")
+    with pytest.raises(_values.UnfinishedError):
+        _values.load(fd)
+    os.pwrite(fd, bytes(100), 0)
+    with pytest.raises(_values.UnfinishedError):
+        _values.load(fd)
+    _values.dump({"a": 1}, fd)
+    assert _values.load(fd) == {"a": 1}
+    os.close(fd)
+    assert ramet.Zygote is Zygote
