@@ -105,6 +105,10 @@ def test_numbers() -> None:
         ("munmap", (0, 0), ValueError, "munmap must not be .* shares this process's memory"),
         ("set_tid_address", (0,), ValueError, "the calling thread"),
         ("prctl", (4, 0), ValueError, r"prctl\(4\) must not be part of a program"),
+        ("prctl", ((1 << 32) + 4, 0), ValueError, r"prctl\(4294967300\) must not be part"),
+        ("prctl", (b"4", 0), TypeError, "known beforehand"),
+        ("mlockall", (1,), ValueError, "mlockall must not be part"),
+        (1 << 30, (), ValueError, "no system call 1073741824"),
     ],
 )
 def test_bad_steps(name: Any, args: Any, error: type[Exception], said: str) -> None:
@@ -140,9 +144,22 @@ def test_length() -> None:
     program = Program()
     for _ in range(_native.most_steps):
         program.syscall("getpid")
-    with pytest.raises(ValueError, match="at most 1024 steps"):
+    with pytest.raises(ValueError, match="at most 65536 steps"):
         program.syscall("getpid")
     assert exits_with(program) == 0
+
+
+def test_many_results() -> None:
+    program = Program()
+    results = [program.syscall("getpid") for _ in range(_native.most_results)]
+    for result in results[1:]:
+        program.syscall("getpgid", result)
+        program.syscall("getpgid", result)  # the same one again
+    with pytest.raises(ValueError, match="at most 255 results can be referred to"):
+        program.syscall("getpgid", results[0])
+    program.exit(results[-1])
+    with program.start() as child:
+        assert child.wait().code == child.pid & 0xFF
 
 
 # --- copies -------------------------------------------------------------------------------------

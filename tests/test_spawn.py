@@ -177,7 +177,7 @@ def check_closed(number: int) -> None:
         assert child.wait().code == 0
 
 
-@pytest.mark.parametrize("fds", [{-1: 0}, {"1": 0}, {1 << 30: 0}, {5: -1}])
+@pytest.mark.parametrize("fds", [{-1: 0}, {"1": 0}, {1 << 31: 0}, {5: -1}, {5: 1 << 32}])
 def test_bad_numbers(fds: Any) -> None:
     with pytest.raises(ValueError, match="fds"):
         spawn(["true"], fds=fds)

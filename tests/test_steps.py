@@ -452,7 +452,7 @@ FAILURES: dict[str, tuple[Callable[[Program], object], int, str]] = {
     "ioctl": (lambda p: p.tcsetpgrp(999, 1), errno.EBADF, ""),
     "rt_sigaction": (lambda p: p.default_signals([99]), errno.EINVAL, ""),
     "prctl": (lambda p: p.set_pdeathsig(99), errno.EINVAL, ""),
-    "pidfd_send_signal": (lambda p: p.set_pdeathsig(9, 999), errno.EBADF, ""),
+    "epoll_ctl": (lambda p: p.set_pdeathsig(9, 999), errno.EBADF, ""),
     "prctl, option": (lambda p: p.prctl(999), errno.EINVAL, ""),
     "prctl, bounding": (lambda p: p.drop_bounding([63]), errno.EINVAL, ""),
     "prctl, ambient": (lambda p: p.raise_ambient([63]), errno.EINVAL, ""),

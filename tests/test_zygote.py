@@ -8,17 +8,26 @@ import os
 import pickle
 import resource
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
 
 import pytest
 
 import ramet
 from ramet import ChildDiedError, CloneFlags, Zygote, ZygoteError, _values
+from tests import functions
+from tests.functions import (
+    add,
+    double,
+    fail,
+    ids,
+    state,
+    trace_of_a_product,
+    unpicklable,
+    write,
+)
 from tests.isolated import run_python
 from tests.waiting import Background, in_fork, until
 
@@ -29,60 +38,6 @@ root = pytest.mark.skipif(os.geteuid() != 0, reason="needs privileges")
 def zygote() -> Iterator[Zygote]:
     with Zygote(main=False) as one:
         yield one
-
-
-# --- functions for children ---------------------------------------------------------------------
-
-
-def add(a: int, b: int = 1) -> int:
-    return a + b
-
-
-def ids() -> tuple[int, int]:
-    return os.getpid(), os.getppid()
-
-
-class OddError(Exception):
-    """Cannot be made anew from its arguments."""
-
-    def __init__(self, one: int, two: int) -> None:
-        super().__init__("odd")
-        self.both = one, two
-
-
-def fail(kind: str) -> NoReturn:
-    if kind == "odd":
-        raise OddError(1, 2)
-    if kind == "exit":
-        sys.exit(7)
-    raise LookupError(kind)
-
-
-def unpicklable() -> Any:
-    return threading.Lock()
-
-
-def double(data: Any) -> Any:
-    return [data, data]
-
-
-def state() -> dict[str, Any]:
-    return {
-        "cwd": os.getcwd(),
-        "umask": os.umask(0),
-        "nice": os.nice(0),
-        "nofile": resource.getrlimit(resource.RLIMIT_NOFILE),
-        "env": dict(os.environ),
-        "ids": (os.getresuid(), os.getresgid(), os.getgroups()),
-        "fds": sorted(int(fd) for fd in os.listdir("/proc/self/fd")),
-        "sid": os.getsid(0) == os.getpid(),
-        "threads": len(os.listdir("/proc/self/task")),
-        "modules": sorted(sys.modules),
-    }
-
-
-def write(fd: int, text: bytes) -> None:
-    os.write(fd, text)
 
 
 # --- calls --------------------------------------------------------------------------------------
@@ -123,13 +78,13 @@ def test_exceptions(zygote: Zygote, kind: str, error: type[BaseException]) -> No
         zygote.call(fail, kind)
     cause = str(caught.value.__cause__)
     assert "in fail" in cause
-    assert __file__ in cause
+    assert functions.__file__ in cause
     with zygote.start(fail, kind) as child:
         assert isinstance(child.exception(), error)
 
 
 def test_what_cannot_be_pickled(zygote: Zygote) -> None:
-    with pytest.raises(RuntimeError, match="TypeError: cannot pickle") as value:
+    with pytest.raises(TypeError, match="cannot pickle") as value:
         zygote.call(unpicklable)
     assert "_thread.lock" in str(value.value)
     with pytest.raises(RuntimeError, match="OddError: odd") as error:
@@ -281,14 +236,7 @@ def test_a_preload_that_starts_threads(tmp_path: Path, monkeypatch: pytest.Monke
 def test_numpy_preloaded() -> None:
     pytest.importorskip("numpy")
     with Zygote(preload=["numpy"], main=False) as zygote:
-        assert zygote.call(_trace_of_a_product, 200) == 200 * 200
-
-
-def _trace_of_a_product(size: int) -> int:
-    import numpy as np
-
-    ones = np.ones((size, size))
-    return int(np.trace(ones @ ones))
+        assert zygote.call(trace_of_a_product, 200) == 200 * 200
 
 
 def test_functions_of_main() -> None:

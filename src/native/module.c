@@ -31,7 +31,8 @@ static int exec_module(PyObject *module) {
         }
     }
     if (add(module, "run_program", PyLong_FromVoidPtr((void *)ramet_run_program)) < 0 ||
-        add(module, "most_steps", PyLong_FromLong(RAMET_MOST_STEPS)) < 0) {
+        add(module, "most_steps", PyLong_FromLong(RAMET_MOST_STEPS)) < 0 ||
+        add(module, "most_results", PyLong_FromLong(RAMET_MOST_RESULTS)) < 0) {
         return -1;
     }
     return add(module, "nothing", PyLong_FromVoidPtr((void *)ramet_nothing));

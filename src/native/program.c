@@ -34,7 +34,7 @@ static int has_failed(const struct ramet_step *step, long result) {
 long ramet_run_program(void *argument) {
     struct ramet_record *record = argument;
     const struct ramet_program *program = record->program;
-    long results[RAMET_MOST_STEPS];
+    long results[RAMET_MOST_RESULTS]; /* the first takes what nobody wants */
     long refused = 0; /* the first result worth telling of those that were tried in turn */
     uint64_t refused_at = 0;
     int blocked = 1;
@@ -60,7 +60,7 @@ long ramet_run_program(void *argument) {
         }
         long result =
             ramet_syscall6(step->number, args[0], args[1], args[2], args[3], args[4], args[5]);
-        results[i] = result;
+        results[step->slot] = result;
         if (!has_failed(step, result)) {
             continue;
         }

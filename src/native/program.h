@@ -8,7 +8,8 @@
 
 #include <stdint.h>
 
-#define RAMET_MOST_STEPS 1024
+#define RAMET_MOST_STEPS 65536
+#define RAMET_MOST_RESULTS 256
 #define RAMET_ARGUMENTS 6
 
 /* Where the caller's signal mask is restored: before the first attempt to exec. */
@@ -22,10 +23,10 @@
 struct ramet_step {
     int64_t number;
     uint64_t args[RAMET_ARGUMENTS];
-    uint32_t from_results; /* bit i: args[i] stands for the result of that earlier step */
-    uint32_t to_results;   /* bit i: args[i] stands for the address of that result */
+    uint32_t from_results; /* bit i: args[i] is the slot of an earlier result, which is meant */
+    uint32_t to_results;   /* bit i: args[i] is such a slot, whose address is meant */
     uint32_t flags;
-    uint32_t unused;
+    uint32_t slot; /* where the result is kept for later steps; 0: nowhere */
     int64_t expected;
     uint64_t tolerated[3]; /* bit n: errno n is no failure */
 };

@@ -5,7 +5,9 @@
  */
 #include <errno.h>
 #include <linux/sched.h>
+#include <signal.h>
 #include <stddef.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "dumpable.h"
@@ -102,6 +104,12 @@ static void move(Task *from, Task *to) {
     from->keep = NULL;
 }
 
+static void kill_unfinished(const Task *self) {
+    if (self->kill && self->pidfd >= 0 && self->status == NULL) {
+        syscall(SYS_pidfd_send_signal, self->pidfd, SIGKILL, NULL, 0);
+    }
+}
+
 /* All in one: between two steps of Python a signal handler might raise. */
 int ramet_task_detach(Task *self) {
     int ours = ramet_task_is_ours(self);
@@ -116,6 +124,7 @@ int ramet_task_detach(Task *self) {
         return 0;
     }
     PyObject *waiting = PyObject_GetAttrString((PyObject *)self, "_waiting");
+    kill_unfinished(self);
     Task *rest = waiting == NULL ? NULL : new_task(base_of(Py_TYPE((PyObject *)self)));
     if (rest == NULL) {
         Py_XDECREF(waiting);
@@ -323,6 +332,7 @@ static PyObject *start_task(PyObject *module, PyObject *const *args, Py_ssize_t 
         self->pool = Py_NewRef(pool);
         self->keep = Py_NewRef(args[KEEP]);
         self->stack = stack;
+        self->kill = (char)is_program;
     } else if (result > 0) {
         take_report(self, stack->record);
         ramet_pool_give(pool, stack);
@@ -444,6 +454,7 @@ static PyMemberDef task_members[] = {
     {"_waitable", T_BOOL, offsetof(Task, waitable), READONLY, NULL},
     {"_flags", T_ULONGLONG, offsetof(Task, flags), READONLY, NULL},
     {"_failed", T_BOOL, offsetof(Task, failed), READONLY, NULL},
+    {"_kill", T_BOOL, offsetof(Task, kill), 0, NULL},
     {"_quiet", T_BOOL, offsetof(Task, quiet), 0, NULL},
     {"_result", T_LONG, offsetof(Task, result), READONLY, NULL},
     {"_status", T_OBJECT, offsetof(Task, status), READONLY, NULL},

@@ -30,6 +30,7 @@ typedef struct {
     long result;
     char failed;
     char quiet; /* no warning when it is dropped before it was waited for */
+    char kill;  /* it is killed when the handle is dropped: its start is not finished */
 } Task;
 
 /* A handle of a type made of Task, for a task that is about to be started; NULL with an exception

@@ -27,11 +27,11 @@ class ChildError(OSError):
         status: how the child ended, if a signal ended it; else None.
     """
 
-    call: str
-    step: int
-    steps: int
-    status: ExitStatus | None
-    _said: str
+    call: str = ""
+    step: int = 0
+    steps: int = 0
+    status: ExitStatus | None = None
+    _said: str = ""
 
     @classmethod
     def _make(
@@ -51,9 +51,13 @@ class ChildError(OSError):
         return made
 
     def __str__(self) -> str:
+        if not self.call:
+            return super().__str__()
         return f"{self.call} {self._said} (step {self.step} of {self.steps})"
 
     def __reduce__(self) -> tuple[object, ...]:
+        if not self.call:
+            return type(self), self.args
         filename = self.filename
         values = (self.errno, self.call, self.step, self.steps, self._said, filename, self.status)
         return ChildError._make, values

@@ -3,6 +3,7 @@ from typing import Any, Final, Self, TypeVar, final
 nothing: Final[int]
 run_program: Final[int]
 most_steps: Final[int]
+most_results: Final[int]
 
 _Status = TypeVar("_Status", bound=Status)
 
@@ -121,6 +122,7 @@ class Task:
     @property
     def _flags(self) -> int: ...
     _quiet: bool
+    _kill: bool
     @property
     def _failed(self) -> bool: ...
     @property

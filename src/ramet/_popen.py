@@ -17,7 +17,7 @@ from ramet._child import Child, ExitStatus
 from ramet._child_error import ChildError
 from ramet._clone import HasFileno
 from ramet._program import Program
-from ramet._spawn import Descriptors, IdMap, executables, launch
+from ramet._spawn import MOST_FDS, Descriptors, IdMap, executables, launch
 from ramet._steps import Path
 
 _SHELL = "/bin/sh"
@@ -108,7 +108,7 @@ class Popen(subprocess.Popen[Any]):
 
     # --- what the standard class calls ------------------------------------------------------
 
-    def _execute_child(
+    def _execute_child(  # noqa: PLR0912 - as the standard one
         self,
         args: Any,
         executable: Any,
@@ -163,11 +163,14 @@ class Popen(subprocess.Popen[Any]):
         descriptors: Descriptors = ((0, p2cread), (1, c2pwrite), (2, errwrite))
         if pass_fds:
             passed = {int(fd): int(fd) for fd in pass_fds}
+            if not all(0 <= fd < MOST_FDS for fd in passed):
+                raise ValueError(f"bad value(s) in pass_fds: {sorted(passed)}")
             descriptors = tuple({**passed, **dict(descriptors)}.items())
+        paths = executables(executable, env)
         try:
             child = launch(
                 args,
-                executables(executable, env),
+                paths,
                 env,
                 descriptors,
                 closes=close_fds,
@@ -183,10 +186,10 @@ class Popen(subprocess.Popen[Any]):
             )
         except ChildError as error:
             # As given, like the standard class.
-            if error.call.startswith("chdir("):
-                error.filename = cwd
-            elif error.filename is not None:
+            if error.step > error.steps - len(paths):
                 error.filename = executable
+            elif cwd is not None and error.filename == os.fspath(cwd):
+                error.filename = cwd
             raise
         child._quiet = True  # we warn
         self._child = child

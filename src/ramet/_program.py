@@ -16,7 +16,7 @@ from select import POLLIN
 from typing import NamedTuple
 
 from ramet import _native
-from ramet._child import Child, ExitStatus
+from ramet._child import Child
 from ramet._child_error import ChildError, failed_step, killed_in_step
 from ramet._clone import HasFileno, clone, start_simply
 from ramet._deadlines import check_timeout, nanoseconds
@@ -35,6 +35,8 @@ _UNBLOCKS, _EXPECTS, _OR_NEXT = 1, 2, 4
 _CHANGES_CREDENTIALS = 1
 _HEADER = struct.Struct("=QQ")
 _STEP = "q6QIIIIq3Q"
+_WORDS = 15  # in _STEP
+_SLOT = 10  # the place of the slot among them
 # A step with three arguments, and nothing else of what a step may have.
 _EXEC = struct.Struct("=q3Q24x8xI4x32x")
 
@@ -118,6 +120,7 @@ class Program(Steps):
         self._steps: list[Step] = []
         self._words: list[int] = []  # of struct ramet_step, one after another
         self._flags = 0
+        self._slots = 1  # for results that are referred to; 0 is for the others
         self._pins: list[object] = []
         self._code: _Code | None = None
         self._base: tuple[Program, int] | None = None  # what it was copied from, at which length
@@ -131,6 +134,7 @@ class Program(Steps):
         copy._steps = self._steps.copy()
         copy._words = self._words.copy()
         copy._flags = self._flags
+        copy._slots = self._slots
         copy._pins = [self._pins.copy()] if self._pins else []
         copy._base = (self, len(self._steps))
         return copy
@@ -163,7 +167,7 @@ class Program(Steps):
             ValueError: there is no such system call on this architecture; it is one that must not
                 be made in memory that is shared (it returns twice, changes the memory or the
                 state of the thread); a string has a NUL in it; an int has more than 64 bits; or
-                the program is too long (1,024 steps).
+                the program is too long (65,536 steps, 255 results that are referred to).
             TypeError: an argument is none of these, or there are too many.
 
         Source: syscall(2), syscalls(2).
@@ -210,10 +214,10 @@ class Program(Steps):
                 words.append(self._pin(arg))
             elif isinstance(arg, Result):
                 from_results |= 1 << len(words) - 1
-                words.append(self._index(arg))
+                words.append(self._slot(arg))
             elif isinstance(arg, ResultPointer):
                 to_results |= 1 << len(words) - 1
-                words.append(self._index(arg.result))
+                words.append(self._slot(arg.result))
             else:
                 words.append(self._word(arg))
         words += _PADDING[len(args)]
@@ -224,6 +228,17 @@ class Program(Steps):
         steps.append(Step(str(name), args, expect, spell, path))
         self._code = None
         return Result(self, index)
+
+    def _slot(self, result: Result) -> int:
+        """Find, or make, the place where a result is kept."""
+        place = self._index(result) * _WORDS + _SLOT
+        slot = self._words[place]
+        if slot == 0:
+            if self._slots == _native.most_results:
+                raise ValueError(f"at most {_native.most_results - 1} results can be referred to")
+            slot = self._words[place] = self._slots
+            self._slots += 1
+        return slot
 
     def _index(self, result: Result) -> int:
         program, length = self, len(self._steps)
@@ -355,6 +370,7 @@ class Program(Steps):
             raise self._failure(child)
         if not child._has_execed() and not self._is_done(child):
             raise self._killed(child)
+        child._kill = False
         return child
 
     def _run_in_place(self) -> None:
@@ -387,8 +403,8 @@ class Program(Steps):
         child._let_go()
 
     def _failure(self, child: Child) -> ChildError:
-        with child:
-            child.wait()
+        _ended_by_itself(child)
+        child.close()
         return self._error(child._progress(), child._result)
 
     def _error(self, index: int, result: int) -> ChildError:
@@ -413,20 +429,22 @@ class Program(Steps):
             return True
         if self._steps[step].name not in _EXECS:
             # It has let go of our memory: it has ended, perhaps by this very step.
-            return child.wait().signal is None
+            return _ended_by_itself(child)
         while not child._has_execed():
             ended = child._readable(_MOMENT, POLLIN)
             flags = _flags_of(child.pid)
-            if flags is None or not flags & _PF_FORKNOEXEC:
-                return True  # or no way to know: most have execed
+            if flags is None:
+                return not ended or _ended_by_itself(child)
+            if not flags & _PF_FORKNOEXEC:
+                return True
             if ended:
                 return False
         return True
 
     def _killed(self, child: Child) -> ChildError:
         step = child._progress()
-        with child:
-            status: ExitStatus = child.wait()
+        status = child.wait()
+        child.close()
         return killed_in_step(str(self._steps[step]), step + 1, len(self._steps), status)
 
 
@@ -478,6 +496,14 @@ _PF_FORKNOEXEC = 0x40  # include/linux/sched.h: forked but didn't exec
 _MOMENT = 1_000_000  # nanoseconds
 
 
+def _ended_by_itself(child: Child) -> bool:
+    """Wait for the end of a child that is about to come. False if it was a signal's doing."""
+    try:
+        return child.wait().signal is None
+    except ChildProcessError:  # before Linux 6.15: others have reaped it, and nobody tells
+        return True
+
+
 def _flags_of(pid: int) -> int | None:
     """Ask for a task's flags; also a zombie has them."""
     try:
@@ -500,15 +526,24 @@ _REFUSED = {
         (
             *("mmap", "munmap", "mremap", "mprotect", "pkey_mprotect", "brk", "madvise", "mseal"),
             *("remap_file_pages", "shmat", "shmdt", "map_shadow_stack", "process_madvise"),
+            *("io_setup", "io_destroy", "mlock", "mlock2", "mlockall", "munlock", "munlockall"),
+            *("pkey_alloc", "pkey_free", "mbind", "set_mempolicy_home_node", "move_pages"),
+            *("migrate_pages", "userfaultfd", "uselib", "membarrier", "modify_ldt"),
         ),
         _IS_SHARED,
     ),
     **dict.fromkeys(
-        ("rt_sigreturn", "arch_prctl", "set_tid_address", "set_robust_list", "rseq"), _IS_A_THREAD
+        (
+            *("rt_sigreturn", "arch_prctl", "set_tid_address", "set_robust_list", "rseq"),
+            "set_thread_area",
+        ),
+        _IS_A_THREAD,
     ),
 }
-# PR_SET_DUMPABLE, PR_SET_MM, PR_SET_THP_DISABLE, PR_SET_MDWE (linux/prctl.h)
-_REFUSED_PRCTL = frozenset((4, 35, 41, 65))
+# PR_SET_DUMPABLE, PR_SET_MM, PR_SET_THP_DISABLE, PR_MPX_ENABLE and DISABLE_MANAGEMENT,
+# PR_SET_TAGGED_ADDR_CTRL, PR_SET_MDWE, PR_SET_MEMORY_MERGE, PR_FUTEX_HASH, PR_SET_VMA: see
+# linux/prctl.h.
+_REFUSED_PRCTL = frozenset((4, 35, 41, 43, 44, 55, 65, 67, 78, 0x53564D41))
 _EXECVE = NUMBERS["execve"]
 _EXECS = frozenset(("execve", "execveat"))
 # Those by which a task may come to have other ids or more capabilities: see dumpable.h.
@@ -523,6 +558,7 @@ _CREDENTIALS = frozenset(
 # For the flat list of words: what makes six arguments of fewer.
 _PADDING = [(0,) * (_MOST_ARGUMENTS - count) for count in range(_MOST_ARGUMENTS + 1)]
 _NOTHING_TOLERATED = (0, 0, 0)
+_MOST_NUMBER = 1 << 30  # above are those of x32
 
 _ALLOWED: dict[str | int, int] = {
     name: number for name, number in NUMBERS.items() if name not in _REFUSED
@@ -538,7 +574,7 @@ def _look_up(name: str | int) -> tuple[str, int]:
             raise ValueError(f"{name} must not be part of a program: {_REFUSED[name]}")
         raise ValueError(f"this architecture has no system call {name!r}")
     number = operator.index(name)
-    if not 0 <= number < 1 << 31:
+    if not 0 <= number < _MOST_NUMBER:
         raise ValueError(f"there is no system call {number}")
     known = _names().get(number)
     if known in _REFUSED:
@@ -550,8 +586,11 @@ def _check_special(name: str, args: Sequence[object]) -> int:
     """Return the flags that a program with such a call needs."""
     if name in _CREDENTIALS:
         return _CHANGES_CREDENTIALS
-    if args and args[0] in _REFUSED_PRCTL:
-        raise ValueError(f"prctl({args[0]}) must not be part of a program: {_IS_SHARED}")
+    option = args[0] if args else 0
+    if not isinstance(option, int):
+        raise TypeError("the option of prctl must be known beforehand")
+    if option % (1 << 32) in _REFUSED_PRCTL:  # the kernel takes an int
+        raise ValueError(f"prctl({option}) must not be part of a program: {_IS_SHARED}")
     return 0
 
 

@@ -22,14 +22,14 @@ from ramet._deadlines import check_timeout
 from ramet._flags import CloneFlags
 from ramet._native import Descriptor
 from ramet._program import Program, Result, begin
-from ramet._steps import Env, Environment, Path
+from ramet._steps import Env, Environment, Path, check_id
 
 _F = CloneFlags
 _NEWUSER, _NEWTIME, _FILES = int(_F.NEWUSER), int(_F.NEWTIME), int(_F.FILES)
 
 IdMap = int | Sequence[tuple[int, int, int]]
 File = int | HasFileno
-_MOST_FDS = 1 << 30
+MOST_FDS = 1 << 31
 # Numbers in the child, and the descriptors of ours that they stand for; -1: what is there.
 Descriptors = tuple[tuple[int, int], ...]
 STANDARD: Descriptors = ((0, -1), (1, -1), (2, -1))
@@ -124,6 +124,12 @@ def spawn(
 
     Source: clone(2), execve(2), and the man page of each call.
     """
+    if isinstance(extra_groups, str):
+        raise TypeError("extra_groups must be several names or ids, not one string")
+    if umask < -1:
+        raise ValueError(f"umask must be -1 or a mask, not {umask}")
+    if isinstance(cwd, int) and not 0 <= cwd < MOST_FDS:
+        raise ValueError(f"cwd is no descriptor: {cwd}")
     args = list(check_args(args))
     if not args:
         raise ValueError("args must have the program's name at least")
@@ -201,16 +207,18 @@ def launch(  # noqa: D417 - the other arguments are those of spawn
         closes: close all other descriptors.
     """
     flags = operator.index(flags)
-    if flags & _FILES and closes:
-        raise ValueError("CLONE_FILES shares the descriptors that would be closed in the child")
+    if flags & _FILES:
+        raise ValueError(
+            "CLONE_FILES shares the descriptors that are moved and closed in the child"
+        )
     if flags & _NEWTIME:
         _check_time_namespaces()
     seconds = check_timeout(timeout)
     maps = parent = None
     if uid_map is not None or gid_map is not None:
-        maps = IdMaps(uid_map, gid_map)
+        maps = IdMaps(uid_map, gid_map, groups=groups is not None)
         flags |= _NEWUSER
-    if pdeathsig is not None:
+    if pdeathsig is not None or (maps is not None and maps.by_parent):
         parent = Descriptor.this_process()
     # What has descriptors of this call in it is not worth to be kept.
     make = setup if maps is None and parent is None else setup.__wrapped__
@@ -224,11 +232,11 @@ def launch(  # noqa: D417 - the other arguments are those of spawn
         restore_signals,
         start_new_session,
         process_group,
-        None if rlimits is None else tuple(rlimits.items()),
-        scheduler,
+        None if rlimits is None else tuple((name, _limits(both)) for name, both in rlimits.items()),
+        None if scheduler is None else (scheduler[0], scheduler[1]),
         nice,
         None if affinity is None else frozenset(affinity),
-        ioprio,
+        None if ioprio is None else (ioprio[0], ioprio[1]),
         groups,
         gid,
         uid,
@@ -257,7 +265,7 @@ def launch(  # noqa: D417 - the other arguments are those of spawn
             child.close()
             raise
     elif suspends and not child._failed and child._has_execed():
-        return child
+        return child  # in a hurry: what _finish would find
     whole = program.copy()
     whole.execvp(paths, args, env)
     return whole._finish(child, seconds, suspended=suspends)
@@ -296,16 +304,20 @@ def setup(  # noqa: PLR0912 - one branch for each option, in the order that matt
     may be added to.
     """
     program = Program()
+    watched: int | Result | None = parent_pidfd
     if maps is not None:
-        maps.add_steps(program)
-    add_descriptors(program, descriptors)
+        maps.add_steps(program, watched)
+    if isinstance(cwd, int):
+        program.fchdir(cwd)  # while its number means what the caller means by it
+    spare = Spare(descriptors, closes)
+    if watched is not None and pdeathsig is not None:
+        watched = spare.copy(program, watched)
+    add_descriptors(program, descriptors, spare)
     if new_time:
         program.unshare(new_time)
     if hostname is not None:
         program.sethostname(hostname)
-    if isinstance(cwd, int):
-        program.fchdir(cwd)
-    elif cwd is not None:
+    if cwd is not None and not isinstance(cwd, int):
         program.chdir(cwd)
     if umask >= 0:
         program.umask(umask)
@@ -334,7 +346,7 @@ def setup(  # noqa: PLR0912 - one branch for each option, in the order that matt
     if uid is not None:
         program.setresuid(uid)
     if pdeathsig is not None:
-        program.set_pdeathsig(pdeathsig, parent_pidfd)
+        program.set_pdeathsig(pdeathsig, watched)
     if no_new_privs:
         program.set_no_new_privs()
     if closes:
@@ -342,10 +354,28 @@ def setup(  # noqa: PLR0912 - one branch for each option, in the order that matt
     return program
 
 
-def add_descriptors(program: Program, descriptors: Descriptors) -> None:
+class Spare:
+    """Numbers for copies of descriptors, where they are in nobody's way."""
+
+    def __init__(self, descriptors: Descriptors, closes: bool) -> None:
+        self._used = {number for pair in descriptors for number in pair}
+        self._closes = closes
+
+    def copy(self, program: Program, fd: int | Result) -> int | Result:
+        """Copy a descriptor, close-on-exec."""
+        if not self._closes:
+            return program.dup_above(fd, max(self._used, default=0) + 1)
+        # Of what is not given to the child any number may be overwritten. Low ones are always
+        # within the limit.
+        number = next(n for n in range(3, MOST_FDS) if n not in self._used and n != fd)
+        self._used.add(number)
+        program.syscall("dup3", fd, number, os.O_CLOEXEC)
+        return number
+
+
+def add_descriptors(program: Program, descriptors: Descriptors, spare: Spare) -> None:
     """Move descriptors to their numbers in the child, whatever the overlaps."""
     pending: dict[int, int | Result] = {}
-    highest = max((target for target, _ in descriptors), default=0)
     for target, source in descriptors:
         if source == target:
             program.dup2(target, target)
@@ -359,9 +389,9 @@ def add_descriptors(program: Program, descriptors: Descriptors) -> None:
             for target in free:
                 program.dup2(pending.pop(target), target)
             continue
-        # What is left are cycles. Each needs one copy, above all that will be overwritten.
+        # What is left are cycles. Each needs one copy.
         first = next(iter(pending))
-        copy = program.dup_above(first, highest + 1)
+        copy = spare.copy(program, first)
         pending = {to: copy if what == first else what for to, what in pending.items()}
 
 
@@ -423,8 +453,9 @@ def user_id(user: int | str) -> int:
 
     Raises:
         KeyError: there is no user of that name.
+        ValueError, OverflowError: the id is negative, or has more than 32 bits.
     """
-    return pwd.getpwnam(user).pw_uid if isinstance(user, str) else user
+    return pwd.getpwnam(user).pw_uid if isinstance(user, str) else check_id(user)
 
 
 def group_id(group: int | str) -> int:
@@ -432,17 +463,25 @@ def group_id(group: int | str) -> int:
 
     Raises:
         KeyError: there is no group of that name.
+        ValueError, OverflowError: the id is negative, or has more than 32 bits.
     """
-    return grp.getgrnam(group).gr_gid if isinstance(group, str) else group
+    return grp.getgrnam(group).gr_gid if isinstance(group, str) else check_id(group)
+
+
+def _limits(both: int | Sequence[int]) -> int | tuple[int, int]:
+    if isinstance(both, int):
+        return both
+    soft, hard = both
+    return soft, hard
 
 
 def _numbers(fds: Mapping[int, File]) -> dict[int, int]:
     numbers = {}
     for target, file in fds.items():
-        if not isinstance(target, int) or not 0 <= target < _MOST_FDS:
+        if not isinstance(target, int) or not 0 <= target < MOST_FDS:
             raise ValueError(f"fds must have descriptors as keys, not {target!r}")
         number = file if isinstance(file, int) else file.fileno()
-        if number < 0:
+        if not 0 <= number < MOST_FDS:
             raise ValueError(f"fds[{target}] is no descriptor: {file!r}")
         numbers[int(target)] = int(number)
     return numbers
@@ -461,7 +500,7 @@ class IdMaps:
     child waits.
     """
 
-    def __init__(self, uid_map: IdMap | None, gid_map: IdMap | None) -> None:
+    def __init__(self, uid_map: IdMap | None, gid_map: IdMap | None, *, groups: bool) -> None:
         """Check what the user gave.
 
         Raises:
@@ -478,16 +517,17 @@ class IdMaps:
             if any(min(line) < 0 or max(line) >= 1 << 32 or line[2] == 0 for line in lines):
                 raise ValueError(f"{kind}_map has ids that there are not: {lines}")
             self._maps[kind] = lines
-        self.by_parent = any(
+        # The child may write its group map only if it gives up setgroups.
+        self.by_parent = (groups and gid_map is not None) or any(
             len(lines) != 1 or lines[0][1:] != (own[kind], 1) for kind, lines in self._maps.items()
         )
         if self.by_parent:
             self._gate = Descriptor.gate()
 
-    def add_steps(self, program: Program) -> None:
+    def add_steps(self, program: Program, parent_pidfd: int | Result | None) -> None:
         """Let the child write the maps, or wait until they are written."""
         if self.by_parent:
-            program.set_pdeathsig(SIGKILL)  # nobody would open the gate after our end
+            program.set_pdeathsig(SIGKILL, parent_pidfd)  # nobody would open the gate after our end
             ready = program.syscall("getpid")
             program.syscall("read", self._gate.number, ready.pointer, 8, expect=8)
             program.set_pdeathsig(0)

@@ -6,8 +6,9 @@ how a program is compiled or run.
 
 from __future__ import annotations
 
-import errno
 import os
+import platform
+import select
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -34,6 +35,8 @@ _F_SETFD = 2
 _F_DUPFD_CLOEXEC = 1030
 _SECCOMP_SET_MODE_FILTER = 1
 _LAST_DESCRIPTOR = (1 << 32) - 1
+_EPOLL_CTL_ADD = 1
+_PACKED = platform.machine() == "x86_64"  # struct epoll_event (linux/eventpoll.h)
 
 
 class _Spelling:
@@ -166,10 +169,11 @@ class Steps:
         return self._add("openat", (dir_fd, path, flags, mode), spell=_OPENAT, path=1)
 
     def write(self, fd: int | Result, data: bytes) -> Result:
-        """Write, all in one call: a part only is a failure.
+        """Write bytes, all in one call: a part only is a failure.
 
         Source: write(2).
         """
+        data = bytes(memoryview(data))
         return self._add("write", (fd, data, len(data)), expect=len(data))
 
     def close(self, fd: int | Result) -> Result:
@@ -365,9 +369,12 @@ class Steps:
         """
         self._add("prctl", (_names.PR["PR_SET_PDEATHSIG"], signal), spell=_PRCTL)
         if parent_pidfd is not None:
-            # Signal 0 asks whether it is there; EPERM means so, too (pidfd_send_signal(2)).
-            args = (parent_pidfd, 0, None, 0)
-            self._add("pidfd_send_signal", args, tolerate=[errno.EPERM])
+            # Readable: it has ended, though it may not have been reaped (pidfd_open(2)).
+            epoll = self._add("epoll_create1", (os.O_CLOEXEC,))
+            event = struct.pack("=IQ" if _PACKED else "=I4xQ", select.EPOLLIN, 0)
+            self._add("epoll_ctl", (epoll, _EPOLL_CTL_ADD, parent_pidfd, event))
+            room = bytearray(16)
+            self._add("epoll_pwait", (epoll, room, 1, 0, None, 8), expect=0)
 
     def set_no_new_privs(self) -> Result:
         """Let no exec give privileges from here on.
@@ -445,6 +452,8 @@ class Steps:
 
         Source: setpriority(2).
         """
+        if not -(1 << 31) <= nice < 1 << 31:
+            raise OverflowError(f"a nice value has at most 32 bits: {nice}")
         return self._add("setpriority", (0, 0, nice))
 
     def sched_setscheduler(self, policy: int, priority: int = 0) -> Result:
@@ -697,18 +706,25 @@ _O_TMPFILE = getattr(os, "O_TMPFILE", 0) & ~os.O_DIRECTORY
 _MOST_IDS = (1 << 32) - 1
 
 
-def _check_id(value: int) -> None:
+def check_id(value: int) -> int:
+    """Check a user or group id.
+
+    Raises:
+        ValueError: it is negative.
+        OverflowError: it has more than 32 bits.
+    """
     if value < 0:
         raise ValueError(f"there is no id {value}")
     if value >= _MOST_IDS:
         raise OverflowError(f"an id has at most 32 bits: {value}")
+    return value
 
 
 def _three_ids(first: int, second: int | None, third: int | None) -> tuple[int, int, int]:
     ids = (first, first if second is None else second, first if third is None else third)
     for value in ids:
         if value != _UNCHANGED:
-            _check_id(value)
+            check_id(value)
     return ids
 
 

@@ -182,7 +182,10 @@ class _Transport(base_subprocess.BaseSubprocessTransport):
             universal_newlines=False,
             **options,
         )
-        self._pidfd = os.dup(self._proc.pidfd)
+        if self._proc._child is not None:
+            self._pidfd = os.dup(self._proc.pidfd)
+        else:  # with preexec_fn; it is there at least as a zombie
+            self._pidfd = os.pidfd_open(self._proc.pid)
         self._loop.add_reader(self._pidfd, self._ended)
 
     def _ended(self) -> None:

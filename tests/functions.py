@@ -1,0 +1,67 @@
+"""Functions for children of a zygote, in a module that is quick to import."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import threading
+from typing import Any, NoReturn
+
+
+def add(a: int, b: int = 1) -> int:
+    return a + b
+
+
+def ids() -> tuple[int, int]:
+    return os.getpid(), os.getppid()
+
+
+class OddError(Exception):
+    """Cannot be made anew from its arguments."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__("odd")
+        self.both = one, two
+
+
+def fail(kind: str) -> NoReturn:
+    if kind == "odd":
+        raise OddError(1, 2)
+    if kind == "exit":
+        sys.exit(7)
+    raise LookupError(kind)
+
+
+def unpicklable() -> Any:
+    return threading.Lock()
+
+
+def double(data: Any) -> Any:
+    return [data, data]
+
+
+def state() -> dict[str, Any]:
+    return {
+        "cwd": os.getcwd(),
+        "umask": os.umask(0),
+        "nice": os.nice(0),
+        "nofile": resource.getrlimit(resource.RLIMIT_NOFILE),
+        "env": dict(os.environ),
+        "ids": (os.getresuid(), os.getresgid(), os.getgroups()),
+        "fds": sorted(int(fd) for fd in os.listdir("/proc/self/fd")),
+        "sid": os.getsid(0) == os.getpid(),
+        "threads": len(os.listdir("/proc/self/task")),
+        "modules": sorted(sys.modules),
+    }
+
+
+def write(fd: int, text: bytes) -> None:
+    os.write(fd, text)
+
+
+def trace_of_a_product(size: int) -> int:
+    import numpy as np
+
+    ones = np.ones((size, size))
+    return int(np.trace(ones @ ones))
