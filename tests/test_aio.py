@@ -95,6 +95,14 @@ def test_signals(run: Callable[[Main], None]) -> None:
     run(main)
 
 
+def test_preexec_fn(run: Callable[[Main], None]) -> None:
+    async def main() -> None:
+        process = await aio.create_subprocess_exec("true", preexec_fn=os.getpid)
+        assert await process.wait() == 0
+
+    run(main)
+
+
 def test_errors(run: Callable[[Main], None]) -> None:
     async def main() -> None:
         with pytest.raises(FileNotFoundError, match="no-such-program"):

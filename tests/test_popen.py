@@ -111,6 +111,33 @@ def test_errors(user: int | None) -> None:
     assert directory.value.filename == "/proc/version"
 
 
+def test_file_names_of_other_steps() -> None:
+    """Those of before_exec are theirs."""
+    with pytest.raises(FileNotFoundError) as caught:
+        Popen(["true"], before_exec=lambda program: program.open("/nope"))
+    assert caught.value.filename == "/nope"
+    with pytest.raises(FileNotFoundError) as directory:
+        Popen(["true"], cwd="/", before_exec=lambda program: program.chdir("/nope"))
+    assert directory.value.filename == "/nope"
+
+
+@pytest.mark.parametrize("number", [-1, 1 << 31, 1 << 32])
+def test_bad_pass_fds(number: int) -> None:
+    with pytest.raises(ValueError, match=r"bad value\(s\) in pass_fds"):
+        Popen(["true"], pass_fds=[number])
+
+
+def test_many_descriptors_and_directories() -> None:
+    fds = [os.dup(0) for _ in range(300)]
+    try:
+        assert ramet.call(["true"], pass_fds=fds[::2]) == 0
+    finally:
+        for fd in fds:
+            os.close(fd)
+    path = ":".join(f"/missing/{i}" for i in range(1500)) + ":/bin:/usr/bin"
+    assert ramet.call(["true"], env={"PATH": path}) == 0
+
+
 def test_nothing_is_left_of_what_failed() -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):

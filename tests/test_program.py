@@ -17,7 +17,7 @@ import pytest
 from ramet import ChildError, CloneFlags, Program, _native, _orphans, _program
 from ramet._syscalls import NUMBERS
 from tests.isolated import run_function
-from tests.waiting import Background, until
+from tests.waiting import KERNEL, Background, until
 
 EHWPOISON = 133  # the highest there is (asm-generic/errno.h)
 
@@ -319,6 +319,28 @@ def test_killed_before_exec(timeout: float | None) -> None:
         assert error.status.signal == signal.SIGKILL
 
 
+@pytest.mark.skipif(KERNEL < (6, 15), reason="before Linux 6.15 nobody tells how it ended")
+def test_killed_before_exec_and_nobody_reaps() -> None:
+    run_function(check_killed_and_nobody_reaps)
+
+
+def check_killed_and_nobody_reaps() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    for session in (False, True):
+        program = Program()
+        if session:
+            program.setsid()
+        program.syscall("kill", program.syscall("getpid"), signal.SIGTERM)  # comes before exec
+        program.execve("/bin/true", ["true"])
+        for timeout in (None, 20):
+            with pytest.raises(ChildError, match="killed by SIGTERM"):
+                program.start(timeout=timeout)
+        program = Program()
+        program.chdir("/missing")
+        with pytest.raises(FileNotFoundError):
+            program.start()
+
+
 @pytest.mark.parametrize("session", [False, True])
 def test_killed_after_exec(session: bool) -> None:
     """That is no failure of the start."""
@@ -502,6 +524,38 @@ def test_nobody_reads_our_memory_through_the_child(tmp_path: Path) -> None:
         with fifo.open("wb"):
             assert starter.result() == 0
     assert dumpable() == 1
+
+
+@needs_root
+def test_privileges_that_are_dropped_meanwhile(tmp_path: Path) -> None:
+    run_function(check_privileges_dropped_meanwhile, str(tmp_path))
+
+
+def check_privileges_dropped_meanwhile(directory: str) -> None:
+    """That has made this process undumpable, and it stays so."""
+    fifo = Path(directory) / "fifo"
+    os.mkfifo(fifo)
+    program = Program()
+    where = program.open(directory, os.O_PATH)
+    program.setresuid(NOBODY)
+    program.syscall("openat", where, "fifo", os.O_RDONLY, tolerate=[errno.EACCES])
+    program.syscall("pause")
+    starter = Background(lambda: exits_with(program, timeout=0.5))
+    until(lambda: dumpable() != 1)
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+    with pytest.raises(TimeoutError):
+        starter.result()
+    until_no_orphans()
+    assert dumpable() != 1
+
+
+def until_no_orphans() -> None:
+    def none_left() -> bool:
+        _orphans.sweep()
+        return not _orphans.waiting
+
+    until(none_left)
 
 
 # --- rendering ----------------------------------------------------------------------------------

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import os
 import resource
 import shutil
 import signal
+import sys
 import threading
 import time
+import warnings
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -166,6 +170,34 @@ def run_in_order(choices: dict[int, int], places: list[int]) -> None:
             os.close(copy)
 
 
+def test_cycles_at_the_limit() -> None:
+    run_function(check_cycles_at_the_limit)
+
+
+def check_cycles_at_the_limit() -> None:
+    """The copy that a cycle needs is within RLIMIT_NOFILE."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    low, high = os.memfd_create("low"), os.dup2(0, 63)
+    found = descriptors_with({high: low, low: high})
+    assert found == {**{n: identity(n) for n in range(3)}, 63: identity(low), low: identity(0)}
+
+
+@pytest.mark.parametrize("offset", range(4))
+def test_no_descriptor_of_ours_is_in_the_way(tmp_path: Path, offset: int) -> None:
+    """Neither that of the working directory, nor the pidfd for `pdeathsig`."""
+    directory, other = os.open(tmp_path, os.O_PATH), os.open("/usr", os.O_PATH)
+    free = os.dup(0)
+    os.close(free)
+    real = str(tmp_path.resolve())
+    try:
+        fds = {directory: other, free + offset: other}
+        assert shell("pwd -P", cwd=directory, fds=fds, pdeathsig=signal.SIGKILL) == real
+    finally:
+        os.close(directory)
+        os.close(other)
+
+
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_standard_descriptors_may_be_closed(number: int) -> None:
     run_function(check_closed, number)
@@ -271,6 +303,30 @@ def test_credentials() -> None:
         spawn(["true"], user="no such user")
 
 
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"user": -1}, ValueError),
+        ({"group": -1}, ValueError),
+        ({"user": 1 << 32}, OverflowError),
+        ({"extra_groups": "daemon"}, TypeError),
+        ({"umask": -2}, ValueError),
+        ({"cwd": -1}, ValueError),
+        ({"cwd": 1 << 32}, ValueError),
+        ({"nice": (1 << 32) + 3}, OverflowError),
+        ({"rlimits": {7: [1, 2, 3]}}, ValueError),
+        ({"timeout": "1"}, TypeError),
+    ],
+)
+def test_bad_options(options: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        spawn(["true"], **options)
+
+
+def test_lists_will_do() -> None:
+    assert shell("ulimit -n", rlimits={resource.RLIMIT_NOFILE: [60, 60]}, scheduler=[0, 0]) == "60"
+
+
 def test_exit_signal() -> None:
     with spawn(["true"], exit_signal=0) as child:
         assert child.wait() == ExitStatus(os.CLD_EXITED, 0)
@@ -359,6 +415,81 @@ def until_no_orphans() -> None:
         return not _orphans.waiting
 
     until(none_left)
+
+
+def test_a_parent_that_is_dead_but_not_reaped(tmp_path: Path) -> None:
+    run_function(check_a_dead_parent, str(tmp_path))
+
+
+def check_a_dead_parent(directory: str) -> None:
+    """It is killed before its child asks for the death signal: the program does not run."""
+    fifo = os.path.join(directory, "fifo")
+    os.mkfifo(fifo)
+    read, write = os.pipe()
+    middle = os.fork()
+    if middle == 0:
+        program = Program()
+        program.open(fifo)  # waits until the parent is dead
+        program.set_pdeathsig(signal.SIGURG, os.pidfd_open(os.getpid()))
+        program.write(write, b"it ran")
+        os.close(read)
+        program.start()
+        os._exit(0)
+    os.close(write)
+    child = Path(f"/proc/{middle}/task/{middle}/children")
+    until(lambda: child.read_text().strip())
+    os.kill(middle, signal.SIGKILL)
+    os.waitid(os.P_PID, middle, os.WEXITED | os.WNOWAIT)
+    with open(fifo, "wb"):
+        assert os.read(read, 100) == b""
+    os.waitpid(middle, 0)
+
+
+def test_starts_that_are_dropped_end() -> None:
+    run_plainly(check_starts_that_are_dropped_end)
+
+
+def check_starts_that_are_dropped_end() -> None:
+    """A handler that raises before the start is finished does not leave a child that waits."""
+    warnings.simplefilter("ignore", ResourceWarning)
+    sys.unraisablehook = deque[object](maxlen=0).append
+
+    class HandlerError(Exception):
+        pass
+
+    armed = False
+
+    def handler(*_: object) -> None:
+        if armed:
+            raise HandlerError
+
+    signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.0007, 0.0007)
+    raised = 0
+    for _ in range(400):
+        try:
+            armed = True
+            with spawn(["true"], uid_map=[(0, 0, 1), (5, 1000, 1)]) as child:
+                child.wait()
+            armed = False
+        except HandlerError:
+            raised += 1
+        except PermissionError:
+            break  # not allowed here
+        finally:
+            armed = False
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    gc.collect()
+
+    def nobody_left() -> bool:
+        _orphans.sweep()
+        try:
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return not _orphans.waiting
+        return False
+
+    until(nobody_left)
 
 
 def test_timeout(tmp_path: Path) -> None:
@@ -477,6 +608,13 @@ def check_without_privileges() -> None:
 def test_bad_maps(given_map: Any) -> None:
     with pytest.raises(ValueError, match="uid_map"):
         spawn(["true"], uid_map=given_map)
+
+
+@root
+@needs_userns
+def test_groups_and_a_map_of_ones_own() -> None:
+    options = {"uid_map": 0, "gid_map": 0, "extra_groups": [0]}
+    assert shell(status("Groups"), **options) == "0"
 
 
 def test_files_are_not_shared() -> None:

@@ -511,6 +511,8 @@ def test_failure(name: str) -> None:
         (lambda p: p.sched_setaffinity([-1]), ValueError),
         (lambda p: p.sched_setaffinity([1 << 20]), ValueError),
         (lambda p: p.capset(["nothing"]), ValueError),
+        (lambda p: p.write(1, "text"), TypeError),
+        (lambda p: p.setpriority(1 << 31), OverflowError),
     ],
 )
 def test_bad_input(add: Callable[[Program], object], error: type[Exception]) -> None:
