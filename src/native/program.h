@@ -44,7 +44,7 @@ struct ramet_record;
 
 /* For fn of a launch record: runs the record's program. The value is the exit status,
  * RAMET_FAILED if a step failed, which the record then tells of. */
-long ramet_run_program(void *record);
+long ramet_run_program(void *argument);
 
 #define RAMET_FAILED 127
 

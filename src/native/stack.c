@@ -8,7 +8,6 @@
 #include <linux/futex.h>
 #include <linux/sched.h>
 #include <signal.h>
-#include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -137,7 +136,7 @@ int ramet_stack_released(struct ramet_stack *stack) {
     return released;
 }
 
-static bool is_before(const struct timespec *a, const struct timespec *b) {
+static int is_before(const struct timespec *a, const struct timespec *b) {
     return a->tv_sec < b->tv_sec || (a->tv_sec == b->tv_sec && a->tv_nsec < b->tv_nsec);
 }
 

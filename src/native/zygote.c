@@ -28,8 +28,8 @@ static PyObject *zygote_receive(PyObject *module, PyObject *const *args, Py_ssiz
         return PyErr_Format(PyExc_TypeError, "receive takes 2 arguments, got %zd", count);
     }
     long fd = PyLong_AsLong(args[1]);
-    if (fd == -1 && PyErr_Occurred()) {
-        return NULL;
+    if (fd < 0) {
+        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "no descriptor: %ld", fd);
     }
     Task *self = ramet_task_new(args[0]);
     if (self == NULL) {
@@ -41,10 +41,12 @@ static PyObject *zygote_receive(PyObject *module, PyObject *const *args, Py_ssiz
         char room[CMSG_SPACE(sizeof(int))];
     } control;
     struct iovec part = {.iov_base = data, .iov_len = sizeof data};
-    struct msghdr message = {.msg_iov = &part,
-                             .msg_iovlen = 1,
-                             .msg_control = &control,
-                             .msg_controllen = sizeof control};
+    struct msghdr message = {
+        .msg_iov = &part,
+        .msg_iovlen = 1,
+        .msg_control = &control,
+        .msg_controllen = sizeof control,
+    };
     ssize_t length = 0;
     do {
         int error = 0;
