@@ -39,6 +39,9 @@ long ramet_run_program(void *argument) {
     uint64_t refused_at = 0;
     int blocked = 1;
 
+    for (int i = 0; i < RAMET_MOST_RESULTS; i++) {
+        results[i] = 0;
+    }
     for (uint64_t i = 0; i < program->count; i++) {
         const struct ramet_step *step = &program->steps[i];
         long args[RAMET_ARGUMENTS];
