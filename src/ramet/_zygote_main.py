@@ -47,25 +47,30 @@ class Request(NamedTuple):
 
 def main(number: int) -> None:
     """Serve requests until the other side closes the socket."""
-    channel = socket.socket(fileno=number)
-    os.set_inheritable(number, False)
-    error = _prepare(pickle.loads(channel.recv(LONGEST_MESSAGE)))  # noqa: S301 - our parent's
-    channel.send(_PID.pack(0) + error.encode())
-    if error:
-        return
-    gc.collect()
-    gc.freeze()
-    while True:
-        message, descriptors, _, _ = socket.recv_fds(channel, LONGEST_MESSAGE, MOST_DESCRIPTORS)
-        if not message:
-            return
-        try:
-            _serve(channel, pickle.loads(message), descriptors)  # noqa: S301 - our parent's
-        except BaseException as problem:  # noqa: BLE001 - it is told, and the zygote goes on
-            channel.send(_PID.pack(-1) + pickle.dumps(_portable(problem)))
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
+    with socket.socket(fileno=number) as channel:
+        os.set_inheritable(number, False)
+        error = _prepare(pickle.loads(channel.recv(LONGEST_MESSAGE)))  # noqa: S301 - our parent's
+        channel.send(_PID.pack(0) + error.encode())
+        if not error:
+            gc.collect()
+            gc.freeze()
+            while _serve(channel):
+                pass
+
+
+def _serve(channel: socket.socket) -> bool:
+    """Do what the next request asks for. False if there will be no more."""
+    message, descriptors, _, _ = socket.recv_fds(channel, LONGEST_MESSAGE, MOST_DESCRIPTORS)
+    if not message:
+        return False
+    try:
+        _make_child(channel, pickle.loads(message), descriptors)  # noqa: S301 - our parent's
+    except BaseException as problem:  # noqa: BLE001 - it is told, and the zygote goes on
+        channel.send(_PID.pack(-1) + pickle.dumps(_portable(problem)))
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+    return True
 
 
 def _prepare(told: dict[str, Any]) -> str:
@@ -97,7 +102,7 @@ def _threads() -> int:
     return len(os.listdir("/proc/self/task"))
 
 
-def _serve(channel: socket.socket, request: Request, descriptors: list[int]) -> None:
+def _make_child(channel: socket.socket, request: Request, descriptors: list[int]) -> None:
     cgroup = descriptors[-1] if request.cgroup else None
     child = fork(request.flags | _PARENT, cgroup=cgroup)
     if child is None:

@@ -47,13 +47,15 @@ def trampoline(target: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield elf
 
 
-@pytest.fixture(scope="module")
-def child(target: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ELFFile]:
-    """Yield the object of child.c, built as meson.build does."""
+@pytest.fixture(scope="module", params=["child.c", "program.c"])
+def child(
+    request: pytest.FixtureRequest, target: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ELFFile]:
+    """Yield an object of what runs in a child, built as meson.build does."""
     output = tmp_path_factory.mktemp(target) / "child.o"
     include = toolchain.source(target).parent
     flags = (*toolchain.HARDENING[target], *toolchain.CHILD_ONLY, "-std=gnu11", "-Werror")
-    code = toolchain.NATIVE / "child.c"
+    code = toolchain.NATIVE / request.param
     toolchain.run(toolchain.compiler(target), *flags, f"-I{include}", "-c", code, "-o", output)
     with ELFFile.load_from_path(str(output)) as elf:
         yield elf
