@@ -48,6 +48,7 @@ format: $(VENV)/.lint ## Put all sources into shape
 bench: $(VENV)/.bench ## Measure against C, os.fork, multiprocessing and subprocess
 	$(BIN)/python benchmarks/clone_latency.py
 	$(BIN)/python benchmarks/spawn.py
+	$(BIN)/python benchmarks/functions.py
 
 docs: $(VENV)/.installed ## Write the generated pages of docs/
 	$(BIN)/python docs/generate.py

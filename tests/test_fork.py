@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import ramet
-from ramet import CloneFlags, _clone, _native
+from ramet import CloneFlags, _clone, _fork, _native
 from tests.childlib import syscall
 from tests.isolated import run_function, run_python
 
@@ -250,33 +250,26 @@ def test_in_a_subinterpreter() -> None:
     assert done.stdout.startswith("fork is not for subinterpreters")
 
 
-def test_no_thread_id_no_fork() -> None:
-    """Where the kernel does not say where it is, as under a filter."""
-    run_function(check_no_thread_id)
-
-
-def check_no_thread_id() -> None:
-    libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
-    import errno
-    import struct
-
-    from ramet._syscalls import NUMBERS
-
-    # Of prctl's options, PR_GET_TID_ADDRESS (40) is refused.
-    lines = [
-        (0x20, 0, 0, 0),
-        (0x15, 0, 3, NUMBERS["prctl"]),
-        (0x20, 0, 0, 16),
-        (0x15, 0, 1, 40),
-        (0x06, 0, 0, 0x00050000 | errno.EINVAL),
-        (0x06, 0, 0, 0x7FFF0000),
-    ]
-    code = b"".join(struct.pack("=HBBI", *line) for line in lines)
-    program = ctypes.create_string_buffer(code)
-    fprog = struct.pack("=H6xQ", len(lines), ctypes.addressof(program))
-    assert libc.prctl(22, 2, ctypes.create_string_buffer(fprog), 0, 0) == 0
-    with pytest.raises(RuntimeError, match="thread id cannot be kept right"):
-        ramet.fork()
+def test_where_the_thread_id_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If several words look like it, another thread decides; if none does, there is no fork."""
+    real = _native.thread_id_offsets()
+    [offset] = {_fork._thread_id_offset()}
+    assert offset in real
+    for ours, others, said in (
+        ([3, offset], [offset, 9], None),
+        ([], [], "not to be found"),
+        ([3, offset], [9], "not to be found"),
+        ([3, 9], [3, 9], "not to be found"),
+    ):
+        answers = [ours, others]
+        monkeypatch.setattr(_native, "thread_id_offsets", lambda: answers.pop(0))  # noqa: B023
+        _fork._thread_id_offset.cache_clear()
+        if said is None:
+            assert _fork._thread_id_offset() == offset
+        else:
+            with pytest.raises(RuntimeError, match=said):
+                _fork._thread_id_offset()
+    _fork._thread_id_offset.cache_clear()
 
 
 def test_many() -> None:

@@ -10,9 +10,11 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <linux/sched.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stddef.h>
+#include <string.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -20,15 +22,38 @@
 #include "fork.h"
 #include "task.h"
 
-/* Where the C library keeps the thread's id: the kernel was told so by set_tid_address. NULL: the
- * kernel does not tell (CONFIG_CHECKPOINT_RESTORE), or something else lies there. */
-static int *thread_id_address(void) {
-    int *address = NULL;
-    if (prctl(PR_GET_TID_ADDRESS, &address, 0, 0, 0) < 0 || address == NULL ||
-        *address != (int)syscall(SYS_gettid)) {
-        return NULL;
+/* The C library has a copy of each thread's id in what pthread_self points to. glibc tells the
+ * kernel where by set_tid_address, but from 2.42 on, where the kernel knows another word of that
+ * structure (the state for joining). So it is looked for. */
+#define LOOKED_THROUGH 2048 /* bytes; struct pthread of glibc has more, with the id at about 700   \
+                             */
+
+/* thread_id_offsets() -> where in the structure of the calling thread its id is, or seems to be. */
+static PyObject *thread_id_offsets(PyObject *module, PyObject *unused) {
+    (void)module;
+    (void)unused;
+    const char *self = (const char *)pthread_self();
+    int id = (int)syscall(SYS_gettid);
+    PyObject *list = PyList_New(0);
+    for (Py_ssize_t i = 0; list != NULL && i < LOOKED_THROUGH; i += (Py_ssize_t)sizeof id) {
+        int word = 0;
+        memcpy(&word, self + i, sizeof word);
+        if (word != id) {
+            continue;
+        }
+        PyObject *offset = PyLong_FromSsize_t(i);
+        if (offset == NULL || PyList_Append(list, offset) < 0) {
+            Py_CLEAR(list);
+        }
+        Py_XDECREF(offset);
     }
-    return address;
+    return list;
+}
+
+/* What the kernel clears at the end of this thread. */
+static int *clear_child_tid(void) {
+    int *address = NULL;
+    return prctl(PR_GET_TID_ADDRESS, &address, 0, 0, 0) < 0 ? NULL : address;
 }
 
 static long copy_process(struct clone_args *args, size_t size, int use_clone) {
@@ -44,7 +69,7 @@ static long copy_process(struct clone_args *args, size_t size, int use_clone) {
 #endif
 }
 
-enum { HANDLE, FLAGS, EXIT_SIGNAL, CGROUP, SET_TID, USE_CLONE, ALL };
+enum { HANDLE, FLAGS, EXIT_SIGNAL, CGROUP, SET_TID, USE_CLONE, TID_OFFSET, ALL };
 
 static int parse(PyObject *const *args, struct clone_args *request, size_t *size, int *use_clone) {
     uint64_t flags = 0;
@@ -80,7 +105,7 @@ static int parse(PyObject *const *args, struct clone_args *request, size_t *size
     return 0;
 }
 
-/* fork(handle, flags, exit_signal, cgroup, set_tid, use_clone)
+/* fork(handle, flags, exit_signal, cgroup, set_tid, use_clone, tid_offset)
  *     -> a new handle in the parent, None in the child, or -errno
  *
  * The caller has seen to it that this is the main interpreter of a process of one thread. */
@@ -95,11 +120,8 @@ static PyObject *private_fork(PyObject *module, PyObject *const *args, Py_ssize_
     if (parse(args, &request, &size, &use_clone) < 0) {
         return NULL;
     }
-    int *tid = thread_id_address();
-    if (tid == NULL) {
-        PyErr_SetString(PyExc_RuntimeError,
-                        "the C library's copy of the thread id cannot be kept right in the child: "
-                        "the kernel does not tell where it is");
+    long offset = PyLong_AsLong(args[TID_OFFSET]);
+    if (offset == -1 && PyErr_Occurred()) {
         return NULL;
     }
     Task *self = ramet_task_new(args[HANDLE]);
@@ -107,8 +129,8 @@ static PyObject *private_fork(PyObject *module, PyObject *const *args, Py_ssize_
         return NULL;
     }
     request.pidfd = (uint64_t)&self->pidfd;
-    request.child_tid = (uint64_t)tid;
-    request.flags |= CLONE_PIDFD | CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID;
+    request.flags |= CLONE_PIDFD;
+    int *clears = clear_child_tid();
     void *robust_list = NULL;
     size_t robust_size = 0;
     syscall(SYS_get_robust_list, 0, &robust_list, &robust_size);
@@ -117,7 +139,13 @@ static PyObject *private_fork(PyObject *module, PyObject *const *args, Py_ssize_
     long result = copy_process(&request, size, use_clone);
     int error = errno;
     if (result == 0) {
-        syscall(SYS_set_robust_list, robust_list, robust_size); /* the kernel has forgotten it */
+        int id = (int)syscall(SYS_gettid);
+        memcpy((char *)pthread_self() + offset, &id, sizeof id);
+        /* The kernel has forgotten these. */
+        syscall(SYS_set_robust_list, robust_list, robust_size);
+        if (clears != NULL) {
+            syscall(SYS_set_tid_address, clears);
+        }
         PyOS_AfterFork_Child();
         Py_DECREF((PyObject *)self); /* it was never started, here */
         Py_RETURN_NONE;
@@ -143,6 +171,7 @@ static PyObject *interpreter_id(PyObject *module, PyObject *unused) {
 
 PyMethodDef ramet_private_functions[] = {
     {"fork", METHOD(private_fork), METH_FASTCALL, NULL},
+    {"thread_id_offsets", METHOD(thread_id_offsets), METH_NOARGS, NULL},
     {"interpreter_id", METHOD(interpreter_id), METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

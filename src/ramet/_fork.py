@@ -5,7 +5,9 @@ from __future__ import annotations
 import operator
 import os
 import sys
+import time
 from collections.abc import Sequence
+from functools import lru_cache
 
 from ramet import _native
 from ramet._child import Child
@@ -48,7 +50,7 @@ def fork(
 
     Raises:
         RuntimeError: this process has several threads, is ending, or this is not the main
-            interpreter; or the C library's copy of the thread id is not to be found (musl).
+            interpreter; or the C library's copy of the thread id is not to be found.
         ValueError: flags that do not go together, or are not for a copy of the memory.
         TypeError: an argument of a wrong kind.
         OSError: the kernel refuses; the message has the call in words.
@@ -72,18 +74,48 @@ def fork(
     )
     wanted &= ~_CLEAR_SIGHAND | flags
     ids = pack_ids(set_tid)
+    offset = _thread_id_offset()
     sys.audit("os.fork")
     sys.audit("ramet.fork", wanted)
     directory, descriptor = cgroup_descriptor(cgroup)  # the first closes what it has opened
 
     def make(call: Call, use_clone: bool) -> Child | int | None:
         return _native.fork(
-            Child, call.flags, call.exit_signal, call.cgroup, call.set_tid, use_clone
+            Child, call.flags, call.exit_signal, call.cgroup, call.set_tid, use_clone, offset
         )
 
     child = make_call(make, Call(0, 0, wanted, signal, cgroup=descriptor, set_tid=ids))
     del directory
     return child
+
+
+@lru_cache(maxsize=1)
+def _thread_id_offset() -> int:
+    """Find where the C library has its copy of a thread's id, within what it knows of the thread.
+
+    If several words of this thread look like it, those of another one decide.
+
+    Raises:
+        RuntimeError: it is not to be found.
+    """
+    found = set(_native.thread_id_offsets())
+    if len(found) > 1:
+        import threading  # noqa: PLC0415
+
+        thread = threading.Thread(
+            target=lambda: found.intersection_update(_native.thread_id_offsets())
+        )
+        thread.start()
+        thread.join()
+        deadline = time.monotonic() + 1
+        while len(os.listdir("/proc/self/task")) > 1 and time.monotonic() < deadline:
+            time.sleep(0.0001)  # join returns a moment before the thread has ended
+    if len(found) != 1:
+        raise RuntimeError(
+            "the C library's copy of the thread id, which has to be kept right in the child, is "
+            "not to be found"
+        )
+    return found.pop()
 
 
 def check_flags_of_copy(flags: int) -> None:

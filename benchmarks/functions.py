@@ -1,0 +1,140 @@
+"""How long it takes to run a Python function in a fresh process, and to have its result.
+
+Compares ramet.Zygote with os.fork and with multiprocessing's ways, for a function that does nothing
+and for one that uses numpy, in a process of next to no memory and in one of 2 GiB. Within a
+process the candidates take turns, so that whatever else the machine does falls on all of them
+alike; the ratios of the medians count.
+
+    python benchmarks/functions.py [--turns N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import mmap
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pyperf
+
+import ramet
+
+PARENTS = {"0 GiB": 0, "2 GiB": 2 << 30}
+ZYGOTE, FORK, RAMET_FORK = "Zygote.call", "os.fork", "ramet.fork"
+SERVER, SPAWN = "multiprocessing forkserver", "multiprocessing spawn"
+CHILDREN = {ZYGOTE: 20, FORK: 5, RAMET_FORK: 5, SERVER: 2, SPAWN: 2}
+
+
+def nothing() -> None:
+    """Do nothing, in a child."""
+
+
+def product() -> float:
+    """Multiply two matrices, in a child."""
+    import numpy as np  # noqa: PLC0415 - the zygote has it already
+
+    ones = np.ones((64, 64))
+    return float((ones @ ones).sum())
+
+
+def candidates(
+    zygote: ramet.Zygote, function: Callable[[], object]
+) -> dict[str, Callable[[], object]]:
+    """Make what is compared: each runs the function once."""
+
+    def os_fork() -> None:
+        pid = os.fork()
+        if pid == 0:
+            function()
+            os._exit(0)
+        os.waitpid(pid, 0)
+
+    def ramet_fork() -> None:
+        child = ramet.fork()
+        if child is None:
+            function()
+            os._exit(0)
+        with child:
+            child.wait()
+
+    def process(method: str) -> Callable[[], None]:
+        context = multiprocessing.get_context(method)
+        if method == "forkserver":
+            context.set_forkserver_preload(["__main__", "numpy"])
+
+        def start() -> None:
+            child = context.Process(target=function)  # type: ignore[attr-defined]
+            child.start()
+            child.join()
+
+        return start
+
+    return {
+        ZYGOTE: lambda: zygote.call(function),
+        FORK: os_fork,
+        RAMET_FORK: ramet_fork,
+        SERVER: process("forkserver"),
+        SPAWN: process("spawn"),
+    }
+
+
+def measure(resident: int, name: str, turns: int) -> None:
+    """Measure and report for one parent, which is this process."""
+    memory = mmap.mmap(-1, resident or mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    for offset in range(0, resident, mmap.PAGESIZE):
+        memory[offset] = 1
+    with ramet.Zygote(preload=["numpy"]) as zygote:
+        zygote.warm_up()
+        for function in (nothing, product):
+            starts = candidates(zygote, function)
+            values: dict[str, list[float]] = {candidate: [] for candidate in starts}
+            for turn in range(turns + 1):
+                for candidate, start in starts.items():
+                    begin = pyperf.perf_counter()
+                    for _ in range(CHILDREN[candidate]):
+                        start()
+                    duration = pyperf.perf_counter() - begin
+                    if turn:  # the first is to warm up
+                        values[candidate].append(duration / CHILDREN[candidate])
+            report(f"{function.__name__}, parent with {name} resident", values)
+    memory.close()
+
+
+def report(title: str, values: dict[str, list[float]]) -> None:
+    """Print medians, deviations and ratios."""
+    print(f"\n{title:44}{'median':>14}{'MAD':>10}{'of Zygote.call':>18}")
+    benchmarks = {
+        name: pyperf.Benchmark(
+            [pyperf.Run(seconds, metadata={"name": name}, collect_metadata=False)]
+        )
+        for name, seconds in values.items()
+    }
+    base = benchmarks[ZYGOTE].median()
+    for candidate, benchmark in benchmarks.items():
+        median = benchmark.median()
+        print(
+            f"  {candidate:38}{median * 1e3:12.2f} ms{benchmark.median_abs_dev() * 1e3:8.2f}"
+            f"{median / base:16.1f} x"
+        )
+
+
+def main() -> None:
+    """Measure each parent in a process of its own."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", maxsplit=1)[0])
+    parser.add_argument("--turns", type=int, default=15, help="turns for each candidate")
+    parser.add_argument("--parent", choices=PARENTS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.parent:
+        measure(PARENTS[options.parent], options.parent, options.turns)
+        return
+    for name in PARENTS:
+        command = [sys.executable, __file__, "--parent", name, "--turns", str(options.turns)]
+        subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    main()
