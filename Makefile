@@ -8,7 +8,8 @@ PIP := $(BIN)/pip --quiet --disable-pip-version-check
 SOURCES := pyproject.toml meson.build LICENSE README.md $(shell find src include -type f -not -name '*.pyc')
 # Those that start tasks in the test's own process, which is the one that is instrumented.
 SANITIZED := tests/test_child.py tests/test_clone.py tests/test_fallback.py tests/test_flags.py tests/test_lowlevel.py \
-    tests/test_orphans.py tests/test_pointers.py tests/test_probe.py tests/test_stacks.py tests/test_threads.py
+    tests/test_orphans.py tests/test_pointers.py tests/test_probe.py tests/test_program.py tests/test_stacks.py \
+    tests/test_steps.py tests/test_threads.py
 NATIVE := $(shell find src/native include tests examples benchmarks -name '*.[ch]')
 
 .DEFAULT_GOAL := help
@@ -17,8 +18,9 @@ NATIVE := $(shell find src/native include tests examples benchmarks -name '*.[ch
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.installed ## Build, then run a C function in a child and show what became of it
+demo: $(VENV)/.installed ## Build, then run C functions and program files in children, and show what became of them
 	$(BIN)/python examples/quickstart.py
+	$(BIN)/python examples/spawning.py
 
 test: $(VENV)/.test ## Build, then run all tests
 	$(BIN)/python -m pytest -q
