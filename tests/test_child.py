@@ -688,7 +688,8 @@ def test_closed_in_a_fork_while_another_thread_waits() -> None:
 
 
 SAME_PID = """if True:
-    import os
+    import os, warnings
+    warnings.simplefilter("ignore", DeprecationWarning)  # there is another thread on purpose
     from ramet import CloneFlags
     from tests.childlib import Script, start, syscall
     from tests.waiting import Background
