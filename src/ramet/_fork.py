@@ -16,8 +16,10 @@ from ramet._flags import CloneFlags, spell
 
 _F = CloneFlags
 _CLEAR_SIGHAND = int(_F.CLEAR_SIGHAND)
+# With FILES each object that has a descriptor, such as the handle of another child, would close it
+# in both processes.
 _NOT_FOR_COPIES = int(
-    _F.VM | _F.VFORK | _F.SIGHAND | _F.THREAD | _F.SETTLS | _F.DETACHED
+    _F.VM | _F.VFORK | _F.FILES | _F.SIGHAND | _F.THREAD | _F.SETTLS | _F.DETACHED
     | _F.PARENT_SETTID | _F.CHILD_SETTID | _F.CHILD_CLEARTID
 )  # fmt: skip
 
