@@ -7,7 +7,6 @@ how a program is compiled or run.
 from __future__ import annotations
 
 import os
-import platform
 import select
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,7 +35,7 @@ _F_DUPFD_CLOEXEC = 1030
 _SECCOMP_SET_MODE_FILTER = 1
 _LAST_DESCRIPTOR = (1 << 32) - 1
 _EPOLL_CTL_ADD = 1
-_PACKED = platform.machine() == "x86_64"  # struct epoll_event (linux/eventpoll.h)
+_PACKED = os.uname().machine == "x86_64"  # struct epoll_event (linux/eventpoll.h)
 
 
 class _Spelling:
