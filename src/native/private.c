@@ -25,8 +25,9 @@
 /* The C library has a copy of each thread's id in what pthread_self points to. glibc tells the
  * kernel where by set_tid_address, but from 2.42 on, where the kernel knows another word of that
  * structure (the state for joining). So it is looked for. */
-#define LOOKED_THROUGH 2048 /* bytes; struct pthread of glibc has more, with the id at about 700   \
-                             */
+#define LOOKED_THROUGH                                                                             \
+    2048 /* bytes; struct pthread of glibc has more, with the id at about 700                      \
+          */
 
 /* thread_id_offsets() -> where in the structure of the calling thread its id is, or seems to be. */
 static PyObject *thread_id_offsets(PyObject *module, PyObject *unused) {
