@@ -22,12 +22,10 @@
 #include "fork.h"
 #include "task.h"
 
-/* The C library has a copy of each thread's id in what pthread_self points to. glibc tells the
- * kernel where by set_tid_address, but from 2.42 on, where the kernel knows another word of that
- * structure (the state for joining). So it is looked for. */
-#define LOOKED_THROUGH                                                                             \
-    2048 /* bytes; struct pthread of glibc has more, with the id at about 700                      \
-          */
+/* The C library has a copy of each thread's id in what pthread_self points to. glibc up to 2.41
+ * tells the kernel where by set_tid_address; in 2.43 the kernel knows another word of that
+ * structure (the state for joining). So the id is looked for, where memory is in any case. */
+#define LOOKED_THROUGH 2048
 
 /* thread_id_offsets() -> where in the structure of the calling thread its id is, or seems to be. */
 static PyObject *thread_id_offsets(PyObject *module, PyObject *unused) {
