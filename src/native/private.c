@@ -22,9 +22,9 @@
 #include "fork.h"
 #include "task.h"
 
-/* The C library has a copy of each thread's id in what pthread_self points to. glibc up to 2.41
- * tells the kernel where by set_tid_address; in 2.43 the kernel knows another word of that
- * structure (the state for joining). So the id is looked for, where memory is in any case. */
+/* The C library has a copy of each thread's id in what pthread_self points to. glibc 2.36 tells
+ * the kernel where by set_tid_address; with 2.43 the kernel knows another word of that structure
+ * (the state for joining). So the id is looked for, where memory is in any case. */
 #define LOOKED_THROUGH 2048
 
 /* thread_id_offsets() -> where in the structure of the calling thread its id is, or seems to be. */
