@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import mmap
 import multiprocessing
 import os
 import subprocess
@@ -24,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyperf
+from turns import PARENTS, Values, benchmark, grow, take_turns
 
 import ramet
 from ramet import CloneFlags
@@ -36,8 +36,6 @@ FORK = "os.fork"
 MP_FORK = "multiprocessing fork"
 MP_SERVER = "multiprocessing forkserver"
 CHILDREN = {BARE: 200, SAME: 200, RAMET: 200, FORK: 5, MP_FORK: 2, MP_SERVER: 2}
-PARENTS = {"0 GiB": 0, "2 GiB": 2 << 30}
-Values = dict[str, list[float]]
 
 
 def nothing() -> None:
@@ -90,22 +88,9 @@ def candidates(library: ctypes.CDLL) -> dict[str, Callable[[int], None]]:
 
 def measure(library: Path, resident: int, turns: int) -> Values:
     """Let the candidates take turns in this process; seconds for each child."""
-    # Ordinary pages, as those of a heap that has grown over time.
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    memory = mmap.mmap(-1, resident or mmap.PAGESIZE, flags)
-    memory.madvise(mmap.MADV_NOHUGEPAGE)
-    for offset in range(0, resident, mmap.PAGESIZE):
-        memory[offset] = 1
-    loops = candidates(ctypes.CDLL(str(library)))
-    values: Values = {name: [] for name in loops}
-    for turn in range(turns + 1):
-        for name, loop in loops.items():
-            n = CHILDREN[name]
-            start = pyperf.perf_counter()
-            loop(n)
-            duration = pyperf.perf_counter() - start
-            if turn:  # the first is to warm up
-                values[name].append(duration / n)
+    memory = grow(resident)
+    values = take_turns(candidates(ctypes.CDLL(str(library))), CHILDREN, turns)
+    memory.close()
     return values
 
 
@@ -122,12 +107,7 @@ def build(directory: Path) -> Path:
 
 def benchmarks(values: Values, parent: str) -> dict[str, pyperf.Benchmark]:
     """Hand the values of one parent to pyperf."""
-    return {
-        name: pyperf.Benchmark(
-            [pyperf.Run(times, metadata={"name": f"{name}, {parent}"}, collect_metadata=False)]
-        )
-        for name, times in values.items()
-    }
+    return {name: benchmark(f"{name}, {parent}", times) for name, times in values.items()}
 
 
 def report(results: dict[str, dict[str, pyperf.Benchmark]]) -> None:
@@ -135,8 +115,8 @@ def report(results: dict[str, dict[str, pyperf.Benchmark]]) -> None:
     for parent, by_name in results.items():
         base = by_name[RAMET].median()
         print(f"\nParent with {parent} resident{'median':>22}{'MAD':>10}{'of ramet.clone':>18}")
-        for name, benchmark in by_name.items():
-            median, deviation = benchmark.median(), benchmark.median_abs_dev()
+        for name, of in by_name.items():
+            median, deviation = of.median(), of.median_abs_dev()
             print(
                 f"  {name:32}{median * 1e6:14.1f} us{deviation * 1e6:8.1f}{median / base:15.2f} x"
             )
@@ -194,7 +174,7 @@ def main() -> None:
     if options.plot:
         plot(results, options.plot)
     if options.json:
-        every = [benchmark for by_name in results.values() for benchmark in by_name.values()]
+        every = [of for by_name in results.values() for of in by_name.values()]
         pyperf.BenchmarkSuite(every).dump(str(options.json), replace=True)
 
 

@@ -11,18 +11,14 @@ alike; the ratios of the medians count.
 from __future__ import annotations
 
 import argparse
-import mmap
 import multiprocessing
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 
-import pyperf
+from turns import PARENTS, Values, benchmark, grow, in_each_parent, repeat, take_turns
 
 import ramet
 
-PARENTS = {"0 GiB": 0, "2 GiB": 2 << 30}
 ZYGOTE, FORK, RAMET_FORK = "Zygote.call", "os.fork", "ramet.fork"
 SERVER, SPAWN = "multiprocessing forkserver", "multiprocessing spawn"
 CHILDREN = {ZYGOTE: 20, FORK: 5, RAMET_FORK: 5, SERVER: 2, SPAWN: 2}
@@ -83,41 +79,26 @@ def candidates(
 
 def measure(resident: int, name: str, turns: int) -> None:
     """Measure and report for one parent, which is this process."""
-    memory = mmap.mmap(-1, resident or mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_NOHUGEPAGE)
-    for offset in range(0, resident, mmap.PAGESIZE):
-        memory[offset] = 1
+    memory = grow(resident)
     with ramet.Zygote(preload=["numpy"]) as zygote:
         zygote.warm_up()
         for function in (nothing, product):
             starts = candidates(zygote, function)
-            values: dict[str, list[float]] = {candidate: [] for candidate in starts}
-            for turn in range(turns + 1):
-                for candidate, start in starts.items():
-                    begin = pyperf.perf_counter()
-                    for _ in range(CHILDREN[candidate]):
-                        start()
-                    duration = pyperf.perf_counter() - begin
-                    if turn:  # the first is to warm up
-                        values[candidate].append(duration / CHILDREN[candidate])
+            loops = {candidate: repeat(start) for candidate, start in starts.items()}
+            values = take_turns(loops, CHILDREN, turns)
             report(f"{function.__name__}, parent with {name} resident", values)
     memory.close()
 
 
-def report(title: str, values: dict[str, list[float]]) -> None:
+def report(title: str, values: Values) -> None:
     """Print medians, deviations and ratios."""
     print(f"\n{title:44}{'median':>14}{'MAD':>10}{'of Zygote.call':>18}")
-    benchmarks = {
-        name: pyperf.Benchmark(
-            [pyperf.Run(seconds, metadata={"name": name}, collect_metadata=False)]
-        )
-        for name, seconds in values.items()
-    }
+    benchmarks = {name: benchmark(name, seconds) for name, seconds in values.items()}
     base = benchmarks[ZYGOTE].median()
-    for candidate, benchmark in benchmarks.items():
-        median = benchmark.median()
+    for candidate, of in benchmarks.items():
+        median = of.median()
         print(
-            f"  {candidate:38}{median * 1e3:12.2f} ms{benchmark.median_abs_dev() * 1e3:8.2f}"
+            f"  {candidate:38}{median * 1e3:12.2f} ms{of.median_abs_dev() * 1e3:8.2f}"
             f"{median / base:16.1f} x"
         )
 
@@ -131,9 +112,7 @@ def main() -> None:
     if options.parent:
         measure(PARENTS[options.parent], options.parent, options.turns)
         return
-    for name in PARENTS:
-        command = [sys.executable, __file__, "--parent", name, "--turns", str(options.turns)]
-        subprocess.run(command, check=True)
+    in_each_parent(__file__, options.turns)
 
 
 if __name__ == "__main__":

@@ -14,24 +14,21 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import mmap
 import os
 import resource
 import statistics
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pyperf
+from turns import PARENTS, Values, benchmark, grow, in_each_parent, repeat, take_turns
 
 import ramet
 
 Loop = Callable[[int], None]
-Values = dict[str, list[float]]
 
 TRUE = "/bin/true"
 C, OS = "C: posix_spawn", "os.posix_spawn"
@@ -41,7 +38,6 @@ SETUP_SPAWN = "ramet.spawn, user cwd rlimit"
 SETUP_POPEN, SETUP_PEER = "ramet.Popen, user cwd rlimit", "subprocess.Popen, user cwd rlimit"
 CHILDREN = dict.fromkeys((C, OS, SPAWN, PROGRAM, POPEN, PEER, SETUP_SPAWN, SETUP_POPEN), 20)
 CHILDREN[SETUP_PEER] = 4
-PARENTS = {"0 GiB": 0, "2 GiB": 2 << 30}
 THREADS = (1, 2, 4)
 SECONDS = 1.0
 
@@ -69,13 +65,6 @@ def candidates(library: ctypes.CDLL) -> dict[str, Loop]:
         if library.posix_spawn_loop(n) != 0:
             raise OSError("posix_spawn")
 
-    def repeat(start: Callable[[], object]) -> Loop:
-        def loop(n: int) -> None:
-            for _ in range(n):
-                start()
-
-        return loop
-
     return {
         C: c_loop,
         OS: repeat(lambda: os.waitpid(os.posix_spawn(TRUE, ["true"], os.environ), 0)),
@@ -94,29 +83,6 @@ def candidates(library: ctypes.CDLL) -> dict[str, Loop]:
             ).wait()
         ),
     }
-
-
-def grow(resident: int) -> mmap.mmap:
-    """Take up memory, in ordinary pages, as those of a heap that has grown over time."""
-    memory = mmap.mmap(-1, resident or mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_NOHUGEPAGE)
-    for offset in range(0, resident, mmap.PAGESIZE):
-        memory[offset] = 1
-    return memory
-
-
-def measure(loops: dict[str, Loop], turns: int) -> Values:
-    """Let the candidates take turns; seconds for each child."""
-    values: Values = {name: [] for name in loops}
-    for turn in range(turns + 1):
-        for name, loop in loops.items():
-            n = CHILDREN[name]
-            start = pyperf.perf_counter()
-            loop(n)
-            duration = pyperf.perf_counter() - start
-            if turn:  # the first is to warm up
-                values[name].append(duration / n)
-    return values
 
 
 def rate(loop: Loop, threads: int) -> float:
@@ -166,13 +132,12 @@ def report(name: str, values: Values) -> dict[str, float]:
     medians = {}
     print(f"\nParent with {name} resident{'median':>28}{'MAD':>10}{'of ' + C:>20}")
     for candidate, seconds in values.items():
-        run = pyperf.Run(seconds, metadata={"name": candidate}, collect_metadata=False)
-        benchmark = pyperf.Benchmark([run])
-        medians[candidate] = benchmark.median()
+        of = benchmark(candidate, seconds)
+        medians[candidate] = of.median()
         ratio = medians[candidate] / medians[C]
         print(
             f"  {candidate:36}{medians[candidate] * 1e6:14.0f} us"
-            f"{benchmark.median_abs_dev() * 1e6:8.0f}{ratio:17.2f} x"
+            f"{of.median_abs_dev() * 1e6:8.0f}{ratio:17.2f} x"
         )
     for ours, peer in ((SPAWN, C), (PROGRAM, C), (POPEN, PEER)):
         print(f"  {ours} / {peer}: {medians[ours] / medians[peer]:.2f}")
@@ -185,7 +150,7 @@ def run(resident: int, name: str, turns: int) -> None:
     memory = grow(resident)
     with tempfile.TemporaryDirectory() as directory:
         loops = candidates(ctypes.CDLL(str(build(Path(directory)))))
-        report(name, measure(loops, turns))
+        report(name, take_turns(loops, CHILDREN, turns))
         print("  children a second from threads:  " + "".join(f"{n:>8}" for n in THREADS))
         for candidate in (SPAWN, POPEN, PEER):
             rates = [rate(loops[candidate], threads) for threads in THREADS]
@@ -218,9 +183,7 @@ def main() -> None:
     if options.parent:
         run(PARENTS[options.parent], options.parent, options.turns)
         return
-    for name in PARENTS:
-        command = [sys.executable, __file__, "--parent", name, "--turns", str(options.turns)]
-        subprocess.run(command, check=True)
+    in_each_parent(__file__, options.turns)
 
 
 if __name__ == "__main__":
