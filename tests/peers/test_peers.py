@@ -7,19 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.peers.run import TESTS
 
-@pytest.mark.parametrize(
-    ("runner", "tests"),
-    [("run_subprocess", "test_subprocess"), ("run_asyncio", "test_asyncio.test_subprocess")],
-)
-def test_peer(runner: str, tests: str, tmp_path: Path) -> None:
+
+@pytest.mark.parametrize("peer", TESTS)
+def test_peer(peer: str, tmp_path: Path) -> None:
     try:
-        found = importlib.util.find_spec(f"test.{tests}")
+        found = importlib.util.find_spec(TESTS[peer])
     except ModuleNotFoundError:
         found = None
     if found is None:
         pytest.skip("this Python comes without its tests")
-    command = [sys.executable, str(Path(__file__).with_name(f"{runner}.py"))]
+    command = [sys.executable, str(Path(__file__).with_name("run.py")), peer]
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False
     )
