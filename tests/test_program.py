@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from ramet import ChildError, CloneFlags, Program, _native, _orphans, _program
+from ramet import ChildError, CloneFlags, Program, _native, _program
 from ramet._syscalls import NUMBERS
 from tests.isolated import run_function
-from tests.waiting import KERNEL, Background, until
+from tests.waiting import KERNEL, Background, sweep, until
 
 EHWPOISON = 133  # the highest there is (asm-generic/errno.h)
 
@@ -380,12 +380,7 @@ def test_timeout(tmp_path: Path) -> None:
     assert 'fifo", O_RDONLY|O_CLOEXEC, 0) has not ended after 0.05 seconds (step 2 of 3)' in str(
         caught.value
     )
-
-    def nothing_left() -> bool:
-        _orphans.sweep()
-        return not _orphans.waiting
-
-    until(nothing_left)
+    sweep()
 
 
 def test_the_gil_is_free_during_a_start(tmp_path: Path) -> None:
@@ -415,16 +410,9 @@ def check_handler_that_raises(directory: str) -> None:
     signal.setitimer(signal.ITIMER_REAL, 0.1)
     with pytest.raises(InterruptedError):
         program.start(timeout=20)
-    until(lambda: not any(_children()))
-
-
-def _children() -> list[int]:
-    _orphans.sweep()
-    try:
+    sweep()
+    with pytest.raises(ChildProcessError):
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return []
-    return [1]
 
 
 # --- the child ----------------------------------------------------------------------------------
@@ -546,16 +534,8 @@ def check_privileges_dropped_meanwhile(directory: str) -> None:
     os.setresuid(NOBODY, NOBODY, NOBODY)
     with pytest.raises(TimeoutError):
         starter.result()
-    until_no_orphans()
+    sweep()
     assert dumpable() != 1
-
-
-def until_no_orphans() -> None:
-    def none_left() -> bool:
-        _orphans.sweep()
-        return not _orphans.waiting
-
-    until(none_left)
 
 
 # --- rendering ----------------------------------------------------------------------------------

@@ -23,12 +23,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ramet
-from ramet import ChildError, CloneFlags, ExitStatus, Program, _orphans, _spawn, spawn
+from ramet import ChildError, CloneFlags, ExitStatus, Program, _spawn, spawn
 from ramet._syscalls import NUMBERS
 from tests.childlib import syscall
 from tests.isolated import run_function
 from tests.test_stress import run_plainly
-from tests.waiting import KERNEL, Background, until
+from tests.waiting import KERNEL, Background, sweep, until
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs privileges")
 NEWUSER, NEWPID, NEWNET, NEWUTS = (
@@ -406,15 +406,7 @@ def test_exec_that_stalls(tmp_path: Path, how: str) -> None:
     assert len(ticks) > 5  # the interpreter went on meanwhile
     os.close(judge)  # which allows what waits
     ticker.result()
-    until_no_orphans()
-
-
-def until_no_orphans() -> None:
-    def none_left() -> bool:
-        _orphans.sweep()
-        return not _orphans.waiting
-
-    until(none_left)
+    sweep()
 
 
 def test_a_parent_that_is_dead_but_not_reaped(tmp_path: Path) -> None:
@@ -480,16 +472,9 @@ def check_starts_that_are_dropped_end() -> None:
             armed = False
     signal.setitimer(signal.ITIMER_REAL, 0)
     gc.collect()
-
-    def nobody_left() -> bool:
-        _orphans.sweep()
-        try:
-            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            return not _orphans.waiting
-        return False
-
-    until(nobody_left)
+    sweep()
+    with pytest.raises(ChildProcessError):
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
 
 
 def test_timeout(tmp_path: Path) -> None:

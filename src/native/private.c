@@ -11,9 +11,6 @@
 #include <errno.h>
 #include <linux/sched.h>
 #include <pthread.h>
-#include <sched.h>
-#include <signal.h>
-#include <stddef.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -61,11 +58,7 @@ static long copy_process(struct clone_args *args, size_t size, int use_clone) {
     }
     /* One pointer for parent_tid and pidfd. */
     unsigned long flags = args->flags | args->exit_signal;
-#ifdef __x86_64__
-    return syscall(SYS_clone, flags, NULL, args->pidfd, args->child_tid, NULL);
-#else
-    return syscall(SYS_clone, flags, NULL, args->pidfd, NULL, args->child_tid);
-#endif
+    return syscall(SYS_clone, flags, NULL, args->pidfd, NULL, NULL);
 }
 
 enum { HANDLE, FLAGS, EXIT_SIGNAL, CGROUP, SET_TID, USE_CLONE, TID_OFFSET, ALL };
@@ -77,31 +70,9 @@ static int parse(PyObject *const *args, struct clone_args *request, size_t *size
         ramet_as_u64(args[EXIT_SIGNAL], &exit_signal) < 0) {
         return -1;
     }
-    long cgroup = PyLong_AsLong(args[CGROUP]);
-    if (cgroup == -1 && PyErr_Occurred()) {
-        return -1;
-    }
-    char *set_tid = NULL;
-    Py_ssize_t length = 0;
-    if (PyBytes_AsStringAndSize(args[SET_TID], &set_tid, &length) < 0) {
-        return -1;
-    }
-    *use_clone = PyObject_IsTrue(args[USE_CLONE]);
-    if (*use_clone < 0) {
-        return -1;
-    }
     *request = (struct clone_args){.flags = flags, .exit_signal = exit_signal};
     *size = CLONE_ARGS_SIZE_VER0;
-    if (length > 0) {
-        request->set_tid = (uint64_t)set_tid;
-        request->set_tid_size = (uint64_t)length / sizeof(pid_t);
-        *size = CLONE_ARGS_SIZE_VER1;
-    }
-    if (cgroup >= 0) {
-        request->cgroup = (__u64)cgroup;
-        *size = CLONE_ARGS_SIZE_VER2;
-    }
-    return 0;
+    return ramet_task_parse_rest(&args[CGROUP], request, size, use_clone);
 }
 
 /* fork(handle, flags, exit_signal, cgroup, set_tid, use_clone, tid_offset)

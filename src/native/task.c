@@ -212,6 +212,33 @@ void ramet_task_started(Task *self, pid_t pid, unsigned long long flags) {
     self->generation = ramet_generation();
 }
 
+int ramet_task_parse_rest(PyObject *const *rest, struct clone_args *args, size_t *size,
+                          int *use_clone) {
+    long cgroup = PyLong_AsLong(rest[0]);
+    if (cgroup == -1 && PyErr_Occurred()) {
+        return -1;
+    }
+    char *set_tid = NULL;
+    Py_ssize_t set_tid_size = 0;
+    if (PyBytes_AsStringAndSize(rest[1], &set_tid, &set_tid_size) < 0) {
+        return -1;
+    }
+    *use_clone = PyObject_IsTrue(rest[2]);
+    if (*use_clone < 0) {
+        return -1;
+    }
+    if (set_tid_size > 0) {
+        args->set_tid = (uint64_t)set_tid;
+        args->set_tid_size = (uint64_t)set_tid_size / sizeof(pid_t);
+        *size = CLONE_ARGS_SIZE_VER1;
+    }
+    if (cgroup >= 0) {
+        args->cgroup = (__u64)cgroup;
+        *size = CLONE_ARGS_SIZE_VER2;
+    }
+    return 0;
+}
+
 enum { HANDLE, POOL, KEEP, FN, ARG, FLAGS, EXIT_SIGNAL, NEEDED };
 enum { PTID = NEEDED, TLS, CTID, CGROUP, SET_TID, USE_CLONE, ALL };
 
@@ -240,29 +267,7 @@ static int parse_start(PyObject *const *args, Py_ssize_t count, struct ramet_lau
     if (count == NEEDED) {
         return 0;
     }
-    long cgroup = PyLong_AsLong(args[CGROUP]);
-    if (cgroup == -1 && PyErr_Occurred()) {
-        return -1;
-    }
-    char *set_tid = NULL;
-    Py_ssize_t set_tid_size = 0;
-    if (PyBytes_AsStringAndSize(args[SET_TID], &set_tid, &set_tid_size) < 0) {
-        return -1;
-    }
-    launch->use_clone = PyObject_IsTrue(args[USE_CLONE]);
-    if (launch->use_clone < 0) {
-        return -1;
-    }
-    if (set_tid_size > 0) {
-        launch->args.set_tid = (uint64_t)set_tid;
-        launch->args.set_tid_size = (uint64_t)set_tid_size / sizeof(pid_t);
-        launch->size = CLONE_ARGS_SIZE_VER1;
-    }
-    if (cgroup >= 0) {
-        launch->args.cgroup = (__u64)cgroup;
-        launch->size = CLONE_ARGS_SIZE_VER2;
-    }
-    return 0;
+    return ramet_task_parse_rest(&args[CGROUP], &launch->args, &launch->size, &launch->use_clone);
 }
 
 /* Starts the task of a handle that is there already, so that each has an owner at any

@@ -37,6 +37,12 @@ typedef struct {
  * set if it is no such type. */
 Task *ramet_task_new(PyObject *type);
 
+/* Fills in what three arguments say: cgroup (-1 for none), set_tid (a bytes object of pid_t) and
+ * whether clone is used for clone3. size becomes that of the smallest struct that has the fields.
+ * -1: an exception is set. */
+int ramet_task_parse_rest(PyObject *const *rest, struct clone_args *args, size_t *size,
+                          int *use_clone);
+
 /* The task was started by this process. */
 void ramet_task_started(Task *self, pid_t pid, unsigned long long flags);
 

@@ -198,12 +198,6 @@ RESOURCES = {
         ]
     )
 }
-IOPRIO_CLASS = {
-    "IOPRIO_CLASS_NONE": 0,
-    "IOPRIO_CLASS_RT": 1,
-    "IOPRIO_CLASS_BE": 2,
-    "IOPRIO_CLASS_IDLE": 3,
-}
 
 
 def flag_names(value: int, table: Mapping[str, int]) -> str:

@@ -274,9 +274,6 @@ class Program(Steps):
         self._pins.append(view)
         return address
 
-    def _pin_bytes(self, data: bytes) -> int:
-        return self._pin(data)
-
     def _pin(self, data: bytes) -> int:
         self._pins.append(data)
         return _native.bytes_address(data)

@@ -632,7 +632,7 @@ class Steps:
         size = 8  # of struct sock_filter
         if not program or len(program) % size:
             raise ValueError(f"a filter has {size} bytes for each instruction: {len(program)}")
-        address = self._pin_bytes(program)
+        address = self._pin(program)
         fprog = struct.pack("=H6xQ", len(program) // size, address)
         return self._add("seccomp", (_SECCOMP_SET_MODE_FILTER, flags, fprog), spell=_SECCOMP)
 
@@ -697,7 +697,7 @@ class Steps:
         """
         return self._add("exit_group", (status,))
 
-    def _pin_bytes(self, data: bytes) -> int:
+    def _pin(self, data: bytes) -> int:
         raise NotImplementedError
 
 

@@ -205,16 +205,6 @@ class _Transport(base_subprocess.BaseSubprocessTransport):
         if self._proc is not None:
             self._proc.send_signal(signal)
 
-    def terminate(self) -> None:
-        self._check_proc()
-        if self._proc is not None:
-            self._proc.terminate()
-
-    def kill(self) -> None:
-        self._check_proc()
-        if self._proc is not None:
-            self._proc.kill()
-
     def __del__(self) -> None:
         super().__del__()
         self._close_pidfd()
