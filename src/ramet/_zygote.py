@@ -385,7 +385,7 @@ class Zygote:
             _values.dump(work, files[0])
             numbers, descriptors = options.descriptors()
             directory, cgroup = cgroup_descriptor(options.cgroup)
-            request = Request(flags & ~_NEWTIME, numbers, options.env, options.setup(), cgroup >= 0)
+            request = Request(flags & ~_NEWTIME, numbers, options.env, options.setup, cgroup >= 0)
             sent = [*files, *descriptors, *([cgroup] if cgroup >= 0 else [])]
             if len(sent) > MOST_DESCRIPTORS:
                 raise ValueError(f"at most {MOST_DESCRIPTORS} descriptors can be passed")
@@ -554,14 +554,19 @@ class _Options:
         self.env = env
         self.cgroup = cgroup
         self._fds = fds or {}
-        # As _spawn.setup has them, after maps and descriptors.
-        self._setup = (
-            *(0, hostname, cwd, umask, False, start_new_session, None, rlimits, None, nice),
-            *(affinity, None, groups, gid, uid, None, None, no_new_privs),
-        )
-
-    def setup(self) -> tuple[Any, ...]:
-        return self._setup
+        self.setup = {
+            "hostname": hostname,
+            "cwd": cwd,
+            "umask": umask,
+            "start_new_session": start_new_session,
+            "rlimits": rlimits,
+            "nice": nice,
+            "affinity": affinity,
+            "groups": groups,
+            "gid": gid,
+            "uid": uid,
+            "no_new_privs": no_new_privs,
+        }
 
     def descriptors(self) -> tuple[tuple[int, ...], list[int]]:
         """List the numbers in the child, and ours that stand for them now."""

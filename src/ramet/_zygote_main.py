@@ -35,13 +35,27 @@ THREAD_VARIABLES = (
 )
 
 
+# What a child of a zygote has no option for, or its zygote has seen to.
+NOT_ASKED_FOR: dict[str, Any] = {
+    "maps": None,
+    "new_time": 0,
+    "restore_signals": False,
+    "process_group": None,
+    "scheduler": None,
+    "ioprio": None,
+    "pdeathsig": None,
+    "parent_pidfd": None,
+    "closes": False,
+}
+
+
 class Request(NamedTuple):
     """What a child is to be and do. Its descriptors come along: function, result, then `fds`."""
 
     flags: int
     fds: tuple[int, ...]  # the numbers in the child
     env: dict[str, str] | None
-    setup: tuple[Any, ...]  # arguments of _spawn.setup after the descriptors
+    setup: dict[str, Any]  # arguments of _spawn.setup, beside NOT_ASKED_FOR
     cgroup: bool  # the last descriptor is its directory
 
 
@@ -145,7 +159,7 @@ def _run(channel: socket.socket, request: Request, descriptors: list[int]) -> No
 
 def _set_up(request: Request, descriptors: list[int]) -> None:
     numbers = tuple(zip(request.fds, descriptors, strict=False))
-    program: Program = setup.__wrapped__(None, numbers, *request.setup, False)
+    program: Program = setup.__wrapped__(descriptors=numbers, **request.setup, **NOT_ASKED_FOR)
     program._run_in_place()
     if request.env is not None:
         os.environ.clear()
