@@ -172,6 +172,9 @@ def test_namespaces(zygote: Zygote) -> None:
         pytest.skip("needs privileges")
     pid, parent = zygote.using(flags=CloneFlags.NEWPID | CloneFlags.NEWNET).call(ids)
     assert (pid, parent) == (1, 0)
+    if CloneFlags.NEWTIME in ramet.probe().flags:
+        inside = zygote.using(flags=CloneFlags.NEWTIME).call(os.readlink, "/proc/self/ns/time")
+        assert inside != os.readlink("/proc/self/ns/time")
     with Zygote(flags=CloneFlags.NEWUTS, main=False) as other:
         theirs = other.call(os.readlink, "/proc/self/ns/uts")
         assert theirs != os.readlink("/proc/self/ns/uts")

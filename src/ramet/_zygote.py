@@ -22,7 +22,6 @@ from typing import Any, Generic, ParamSpec, Self, TypeVar
 from ramet import _native, _values
 from ramet._child import Child, ExitStatus
 from ramet._clone import HasFileno, cgroup_descriptor
-from ramet._flags import CloneFlags
 from ramet._fork import check_flags_of_copy
 from ramet._spawn import group_id, spawn, user_id
 from ramet._zygote_main import LONGEST_MESSAGE, MOST_DESCRIPTORS, Request
@@ -33,7 +32,6 @@ _T = TypeVar("_T")
 _PID = struct.Struct("=q")
 _CODE = "from ramet._zygote_main import main; main({})"
 _CHANNEL = 3
-_NEWTIME = int(CloneFlags.NEWTIME)
 
 
 class ZygoteError(Exception):
@@ -385,7 +383,7 @@ class Zygote:
             _values.dump(work, files[0])
             numbers, descriptors = options.descriptors()
             directory, cgroup = cgroup_descriptor(options.cgroup)
-            request = Request(flags & ~_NEWTIME, numbers, options.env, options.setup, cgroup >= 0)
+            request = Request(flags, numbers, options.env, options.setup, cgroup >= 0)
             sent = [*files, *descriptors, *([cgroup] if cgroup >= 0 else [])]
             if len(sent) > MOST_DESCRIPTORS:
                 raise ValueError(f"at most {MOST_DESCRIPTORS} descriptors can be passed")
