@@ -34,6 +34,28 @@ def test_is_a_subprocess_popen() -> None:
         _ = process.pidfd
 
 
+def test_has_all_that_the_standard_one_has() -> None:
+    with subprocess.Popen(["true"]) as standard:
+        standard.wait()
+    for options in ({}, {"umask": 0o22}):  # the way in a hurry, and the other
+        with Popen(["true"], **options) as process:  # type: ignore[arg-type]
+            process.wait()
+        assert vars(process).keys() >= vars(standard).keys()
+        same = vars(standard).keys() - {"pid", "_waitpid_lock", "_closed_child_pipe_fds"}
+        assert {name: vars(process)[name] for name in same} == {
+            name: vars(standard)[name] for name in same
+        }
+
+
+def test_nothing_to_run() -> None:
+    with pytest.raises(IndexError):
+        Popen([])
+    with pytest.raises(TypeError, match="expected str"):
+        Popen([1])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="embedded null"):
+        Popen(["true", "a\0b"])
+
+
 def test_killed() -> None:
     with Popen(["sleep", "60"]) as process:
         process.terminate()

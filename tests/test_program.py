@@ -93,7 +93,7 @@ def test_numbers() -> None:
         ("getpid", range(7), TypeError, "at most 6 arguments, getpid got 7"),
         ("chdir", ("a\0b",), ValueError, "embedded null byte"),
         ("chdir", (["a\0b"],), ValueError, "embedded null byte"),
-        ("chdir", ([1],), TypeError, "expected a str, bytes or path, not int"),
+        ("chdir", ([1],), TypeError, "expected str, bytes or os.PathLike object, not int"),
         ("chdir", (1.5,), TypeError, "can't be a float"),
         ("chdir", (memoryview(b"read-only"),), TypeError, "can't be a memoryview"),
         ("chdir", (1 << 64,), ValueError, "at most 64 bits"),

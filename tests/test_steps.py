@@ -406,7 +406,7 @@ def test_execveat() -> None:
         ({"A=": "x"}, ValueError, "illegal environment variable name"),
         ({"A\0": "x"}, ValueError, "embedded null byte"),
         ({"A": "x\0"}, ValueError, "embedded null byte"),
-        ({"A": 1}, TypeError, "expected a str"),
+        ({"A": 1}, TypeError, "expected str"),
     ],
 )
 def test_bad_environment(env: dict[str, str], error: type[Exception], said: str) -> None:

@@ -9,7 +9,8 @@ static int add(PyObject *module, const char *name, PyObject *value) {
 }
 
 static int exec_module(PyObject *module) {
-    if (PyModule_AddFunctions(module, ramet_lowlevel_methods) < 0 ||
+    if (PyModule_AddFunctions(module, ramet_arena_functions) < 0 ||
+        PyModule_AddFunctions(module, ramet_lowlevel_methods) < 0 ||
         PyModule_AddFunctions(module, ramet_pointer_methods) < 0 ||
         PyModule_AddFunctions(module, ramet_private_functions) < 0 ||
         PyModule_AddFunctions(module, ramet_task_functions) < 0 ||

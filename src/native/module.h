@@ -18,6 +18,7 @@
 #define METHOD(function) ((PyCFunction)(void (*)(void))(function))
 
 /* The functions and types of each subject; module.c only collects them. */
+extern PyMethodDef ramet_arena_functions[];
 extern PyMethodDef ramet_lowlevel_methods[];
 extern PyMethodDef ramet_pointer_methods[];
 extern PyMethodDef ramet_private_functions[];

@@ -2,10 +2,8 @@
  *
  * Addresses that the child may write to.
  */
-#define _GNU_SOURCE /* environ */
 #include <errno.h>
 #include <linux/futex.h>
-#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -22,56 +20,6 @@ static PyObject *pointer_address(PyObject *module, PyObject *object) {
     PyObject *address = PyLong_FromVoidPtr(view.buf);
     PyBuffer_Release(&view);
     return address;
-}
-
-/* pointers(list of bytes) -> bytes: an array of char * with a NULL at the end, as for
- * execve. CPython's bytes end with a NUL. */
-static PyObject *pointer_pointers(PyObject *module, PyObject *list) {
-    (void)module;
-    Py_ssize_t count = PyList_Size(list);
-    if (count < 0) {
-        return NULL;
-    }
-    PyObject *array = PyBytes_FromStringAndSize(NULL, (count + 1) * (Py_ssize_t)sizeof(char *));
-    if (array == NULL) {
-        return NULL;
-    }
-    char **words = (char **)PyBytes_AsString(array);
-    for (Py_ssize_t i = 0; i < count; i++) {
-        words[i] = PyBytes_AsString(PyList_GetItem(list, i));
-        if (words[i] == NULL) {
-            Py_DECREF(array);
-            return NULL;
-        }
-    }
-    words[count] = NULL;
-    return array;
-}
-
-/* environment() -> bytes: the same for a copy of what the C library has, strings included. With
- * the GIL, under which os.environ is changed. */
-static PyObject *pointer_environment(PyObject *module, PyObject *unused) {
-    (void)module;
-    (void)unused;
-    size_t count = 0;
-    size_t size = 0;
-    while (environ != NULL && environ[count] != NULL) {
-        size += strlen(environ[count++]) + 1;
-    }
-    const size_t array = (count + 1) * sizeof(char *);
-    PyObject *copy = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(array + size));
-    if (copy == NULL) {
-        return NULL;
-    }
-    char **words = (char **)PyBytes_AsString(copy);
-    char *strings = (char *)words + array;
-    for (size_t i = 0; i < count; i++) {
-        size_t length = strlen(environ[i]) + 1;
-        words[i] = memcpy(strings, environ[i], length);
-        strings += length;
-    }
-    words[count] = NULL;
-    return copy;
 }
 
 /* bytes_address(bytes) -> where they lie, as long as the object is there. */
@@ -99,8 +47,6 @@ static PyObject *pointer_word_error(PyObject *module, PyObject *object) {
 
 PyMethodDef ramet_pointer_methods[] = {
     {"address", pointer_address, METH_O, NULL},
-    {"pointers", pointer_pointers, METH_O, NULL},
-    {"environment", pointer_environment, METH_NOARGS, NULL},
     {"bytes_address", pointer_bytes_address, METH_O, NULL},
     {"word_error", pointer_word_error, METH_O, NULL},
     {NULL, NULL, 0, NULL},

@@ -11,16 +11,75 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from subprocess import PIPE, CalledProcessError, CompletedProcess, TimeoutExpired
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypedDict, Unpack, cast
 
 from ramet._child import Child, ExitStatus
 from ramet._child_error import ChildError
 from ramet._clone import HasFileno
 from ramet._program import Program
-from ramet._spawn import MOST_FDS, Descriptors, IdMap, executables, launch
-from ramet._steps import Path
+from ramet._spawn import MOST_FDS, Descriptors, File, IdMap, Prepared, executables, prepare
+from ramet._steps import Env, Path
 
 _SHELL = "/bin/sh"
+
+
+class _Options(TypedDict, total=False):
+    """Those of ours; `start_timeout` is what `ramet.spawn` calls timeout."""
+
+    flags: int
+    uid_map: IdMap | None
+    gid_map: IdMap | None
+    rlimits: Mapping[int, int | tuple[int, int]] | None
+    pdeathsig: int | None
+    no_new_privs: bool
+    cgroup: int | str | os.PathLike[str] | HasFileno | None
+    nice: int | None
+    affinity: Iterable[int] | None
+    scheduler: tuple[int, int] | None
+    ioprio: tuple[int, int] | None
+    hostname: str | None
+    before_exec: Callable[[Program], object] | None
+    exit_signal: int | None
+    set_tid: Sequence[int]
+    start_timeout: float | None
+
+
+class PopenOptions(_Options, total=False):
+    """The keywords of `Popen`: ours, and those of subprocess.Popen."""
+
+    bufsize: int
+    executable: Path | None
+    stdin: File | None
+    stdout: File | None
+    stderr: File | None
+    preexec_fn: Callable[[], object] | None
+    close_fds: bool
+    shell: bool
+    cwd: Path | None
+    env: Env | None
+    universal_newlines: bool | None
+    startupinfo: None
+    creationflags: int
+    restore_signals: bool
+    start_new_session: bool
+    pass_fds: Iterable[int]
+    user: int | str | None
+    group: int | str | None
+    extra_groups: Iterable[int | str] | None
+    encoding: str | None
+    errors: str | None
+    text: bool | None
+    umask: int
+    pipesize: int
+    process_group: int | None
+
+
+# prepare's name of an option, and its default there.
+_OURS = {
+    name: ("timeout" if name == "start_timeout" else name) for name in _Options.__optional_keys__
+}
+_DEFAULTS = cast("dict[str, Any]", prepare.__kwdefaults__)
 
 
 class Popen(subprocess.Popen[Any]):
@@ -45,49 +104,22 @@ class Popen(subprocess.Popen[Any]):
 
     exit_status: ExitStatus | None = None
     _child: Child | None = None
-    _options: dict[str, Any]
+    _options: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
-        self,
-        args: Path | Sequence[Path],
-        *standard: Any,
-        flags: int = 0,
-        uid_map: IdMap | None = None,
-        gid_map: IdMap | None = None,
-        rlimits: Mapping[int, int | tuple[int, int]] | None = None,
-        pdeathsig: int | None = None,
-        no_new_privs: bool = False,
-        cgroup: int | str | os.PathLike[str] | HasFileno | None = None,
-        nice: int | None = None,
-        affinity: Iterable[int] | None = None,
-        scheduler: tuple[int, int] | None = None,
-        ioprio: tuple[int, int] | None = None,
-        hostname: str | None = None,
-        before_exec: Callable[[Program], object] | None = None,
-        exit_signal: int | None = None,
-        set_tid: Sequence[int] = (),
-        start_timeout: float | None = None,
-        **more: Any,
+        self, args: Path | Sequence[Path], *standard: Any, **options: Unpack[PopenOptions]
     ) -> None:
-        given = (
-            flags,
-            uid_map,
-            gid_map,
-            rlimits,
-            pdeathsig,
-            no_new_privs,
-            cgroup,
-            nice,
-            affinity,
-            scheduler,
-            ioprio,
-            hostname,
-            before_exec,
-            exit_signal,
-            set_tid,
-            start_timeout,
-        )
-        self._options = {} if given == _DEFAULTS else dict(zip(_OPTIONS, given, strict=True))
+        if not standard and not options and type(args) is list:
+            # In a hurry: what the standard __init__ does when all is left to its default.
+            if subprocess._active:  # type: ignore[attr-defined]
+                subprocess._cleanup()  # type: ignore[attr-defined]
+            self.__dict__.update(_PLAIN)
+            self.args = args
+            self._start(_plain, args, args[0], None, None)
+            return
+        more: dict[str, Any] = dict(options)
+        given = {_OURS[name]: more.pop(name) for name in _OURS.keys() & more.keys()}
+        self._options = {name: value for name, value in given.items() if value != _DEFAULTS[name]}
         super().__init__(args, *standard, **more)
 
     @property
@@ -108,7 +140,7 @@ class Popen(subprocess.Popen[Any]):
 
     # --- what the standard class calls ------------------------------------------------------
 
-    def _execute_child(  # noqa: PLR0912 - as the standard one
+    def _execute_child(
         self,
         args: Any,
         executable: Any,
@@ -146,44 +178,46 @@ class Popen(subprocess.Popen[Any]):
                 restore_signals, gid, gids, uid, umask, start_new_session, process_group,
             )  # fmt: skip
             return
-        if isinstance(args, str | bytes):
-            args = [args]
-        elif isinstance(args, os.PathLike):
-            if shell:
-                raise TypeError("path-like args is not allowed when shell is true")
-            args = [args]
-        else:
-            args = list(args)
+        if isinstance(args, os.PathLike) and shell:
+            raise TypeError("path-like args is not allowed when shell is true")
+        argv = _arguments(args)
         if shell:
-            args = [executable or _SHELL, "-c", *args]
             executable = executable or _SHELL
-        if executable is None:
-            executable = args[0]
-        sys.audit("subprocess.Popen", executable, args, cwd, env)
+            argv = [executable, "-c", *argv]
+        elif executable is None:
+            executable = argv[0]
         descriptors: Descriptors = ((0, p2cread), (1, c2pwrite), (2, errwrite))
         if pass_fds:
             passed = {int(fd): int(fd) for fd in pass_fds}
             if not all(0 <= fd < MOST_FDS for fd in passed):
                 raise ValueError(f"bad value(s) in pass_fds: {sorted(passed)}")
             descriptors = tuple({**passed, **dict(descriptors)}.items())
+        prepared = prepare(
+            descriptors,
+            closes=close_fds,
+            cwd=cwd,
+            uid=uid,
+            gid=gid,
+            groups=None if gids is None else tuple(gids),
+            umask=umask,
+            start_new_session=bool(start_new_session),
+            process_group=None if process_group == -1 else process_group,
+            restore_signals=bool(restore_signals),
+            **self._options,
+        )
+        self._start(prepared, argv, executable, env, cwd)
+        if not p2cread == c2pwrite == errwrite == -1:
+            self._close_pipe_fds(  # type: ignore[attr-defined]
+                p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite
+            )
+
+    def _start(
+        self, prepared: Prepared, args: list[Path], executable: Path, env: Env | None, cwd: Any
+    ) -> None:
+        sys.audit("subprocess.Popen", executable, args, cwd, env)
         paths = executables(executable, env)
         try:
-            child = launch(
-                args,
-                paths,
-                env,
-                descriptors,
-                closes=close_fds,
-                cwd=cwd,
-                uid=uid,
-                gid=gid,
-                groups=None if gids is None else tuple(gids),
-                umask=umask,
-                start_new_session=bool(start_new_session),
-                process_group=None if process_group == -1 else process_group,
-                restore_signals=bool(restore_signals),
-                **self._options,
-            )
+            child = prepared.start(paths, args, env)
         except ChildError as error:
             # As given, like the standard class.
             if error.step > error.steps - len(paths):
@@ -193,11 +227,8 @@ class Popen(subprocess.Popen[Any]):
             raise
         child._quiet = True  # we warn
         self._child = child
-        self.pid = child.pid
+        self.pid = child._pid
         self._child_created = True
-        self._close_pipe_fds(  # type: ignore[attr-defined]
-            p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite
-        )
 
     def _settle(self, status: ExitStatus) -> int:
         self.exit_status = status
@@ -236,6 +267,11 @@ class Popen(subprocess.Popen[Any]):
                     raise
         return self.returncode
 
+    def __del__(self) -> None:
+        # That asks whether the child has ended: here we know.
+        if self._child_created and self.returncode is None:
+            super().__del__()
+
     def send_signal(self, sig: int) -> None:
         """Send a signal to the child. Nothing happens if it has ended.
 
@@ -250,13 +286,19 @@ class Popen(subprocess.Popen[Any]):
             self._child.send_signal(sig)
 
 
-# What launch has beside what the standard class has, in the order of __init__.
-_OPTIONS = (
-    *("flags", "uid_map", "gid_map", "rlimits", "pdeathsig", "no_new_privs", "cgroup", "nice"),
-    *("affinity", "scheduler", "ioprio", "hostname", "before_exec", "exit_signal", "set_tid"),
-    "timeout",
-)
-_DEFAULTS = (0, *[None] * 4, False, *[None] * 8, (), None)
+class _Blank(subprocess.Popen[Any]):
+    def _execute_child(self, *args: Any) -> None:
+        """Start nothing."""
+
+
+# What the standard __init__ leaves behind when all is left to its default. The lock is for its own
+# way of waiting.
+_PLAIN = vars(_Blank(()))
+_plain = prepare()
+
+
+def _arguments(args: Path | Sequence[Path]) -> list[Path]:
+    return [args] if isinstance(args, str | bytes | os.PathLike) else list(args)
 
 
 # --- functions, as subprocess has them ----------------------------------------------------------

@@ -22,7 +22,7 @@ from ramet._clone import HasFileno, clone, start_simply
 from ramet._deadlines import check_timeout, nanoseconds
 from ramet._flags import CloneFlags
 from ramet._pointers import c_string
-from ramet._steps import Environment, Path, Steps
+from ramet._steps import Environment, Steps
 from ramet._syscalls import NUMBERS
 
 _F = CloneFlags
@@ -33,12 +33,9 @@ _MOST_ERRNO = 191
 # src/native/program.h
 _UNBLOCKS, _EXPECTS, _OR_NEXT = 1, 2, 4
 _CHANGES_CREDENTIALS = 1
-_HEADER = struct.Struct("=QQ")
 _STEP = "q6QIIIIq3Q"
 _WORDS = 15  # in _STEP
 _SLOT = 10  # the place of the slot among them
-# A step with three arguments, and nothing else of what a step may have.
-_EXEC = struct.Struct("=q3Q24x8xI4x32x")
 
 
 class Result:
@@ -95,7 +92,7 @@ class Step(NamedTuple):
         return f"{self.name}({', '.join(parts)})"
 
 
-class _Code(NamedTuple):
+class Code(NamedTuple):
     """A compiled program: its structures, and what their addresses point to."""
 
     structures: bytes
@@ -122,7 +119,7 @@ class Program(Steps):
         self._flags = 0
         self._slots = 1  # for results that are referred to; 0 is for the others
         self._pins: list[object] = []
-        self._code: _Code | None = None
+        self._code: Code | None = None
         self._base: tuple[Program, int] | None = None  # what it was copied from, at which length
 
     def copy(self) -> Program:
@@ -259,12 +256,9 @@ class Program(Steps):
         if isinstance(arg, str | os.PathLike):
             return self._pin(c_string(arg))
         if isinstance(arg, Environment):
-            self._pins.append(arg)
-            return _native.bytes_address(arg.pointers())
+            return self._pin(arg.block)
         if isinstance(arg, list | tuple):
-            strings = [c_string(item) for item in arg]
-            self._pins.append(strings)
-            return self._pin(_native.pointers(strings))
+            return self._pin(_native.strings(arg))
         try:
             view = memoryview(arg)  # type: ignore[arg-type]
             address = _native.address(view)
@@ -280,34 +274,14 @@ class Program(Steps):
 
     # --- compilation ------------------------------------------------------------------------
 
-    def _compile(self) -> _Code:
+    def _compile(self) -> Code:
         """Return the structures of the steps there are now; made once, until there are more."""
         code = self._code
         if code is None:
             count = len(self._steps)
             structures = _layout(count).pack(count, self._flags, *self._words)
-            code = self._code = _Code(structures, self._pins.copy())
+            code = self._code = Code(structures, self._pins.copy())
         return code
-
-    def _compile_with_exec(
-        self, paths: Sequence[bytes], args: list[Path], environment: Environment
-    ) -> _Code:
-        """Do the same with what `execvp` would add, without adding it: once, in a hurry."""
-        base = self._compile()
-        strings = [c_string(arg) for arg in args]
-        argv = _native.pointers(strings)
-        words = (_native.bytes_address(argv), _native.bytes_address(environment.pointers()))
-        steps = b"".join(
-            [_EXEC.pack(_EXECVE, _native.bytes_address(path), *words, _UNBLOCKS | _OR_NEXT)
-             for path in paths[:-1]]
-        )  # fmt: skip
-        last = _EXEC.pack(_EXECVE, _native.bytes_address(paths[-1]), *words, _UNBLOCKS)
-        count = len(self._steps) + len(paths)
-        if count > _native.most_steps:
-            raise ValueError(f"a program has at most {_native.most_steps} steps")
-        header = _HEADER.pack(count, self._flags)
-        pins = (base, paths, strings, argv, environment)
-        return _Code(header + base.structures[_HEADER.size :] + steps + last, pins)
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -356,7 +330,8 @@ class Program(Steps):
         seconds = check_timeout(timeout)
         suspends = seconds is None
         code = self._compile()
-        child = begin(code, flags, exit_signal, set_tid, cgroup, suspends=suspends)
+        flags = program_flags(flags, suspends=suspends)
+        child = begin(code, flags, exit_signal, set_tid, cgroup)
         return self._finish(child, seconds, suspended=suspends)
 
     def _finish(self, child: Child, seconds: float | None, *, suspended: bool) -> Child:
@@ -445,23 +420,30 @@ class Program(Steps):
         return killed_in_step(str(self._steps[step]), step + 1, len(self._steps), status)
 
 
-def begin(
-    code: _Code,
-    flags: int,
-    exit_signal: int | None,
-    set_tid: Sequence[int],
-    cgroup: int | str | os.PathLike[str] | HasFileno | None,
-    *,
-    suspends: bool,
-) -> Child:
-    """Start a child; with `suspends` it has let go of our memory when this returns."""
+def program_flags(flags: int, *, suspends: bool) -> int:
+    """Check the flags of a program's child, and add those by which it shares our memory.
+
+    Args:
+        flags: `CloneFlags`.
+        suspends: the child has let go of our memory when its start returns.
+    """
     flags = operator.index(flags)
     if flags & _NEVER:
         raise ValueError(
             "a program runs in a process with handlers of its own, and without a thread "
             "pointer: THREAD, SIGHAND, SETTLS, CHILD_SETTID and CHILD_CLEARTID are not for it"
         )
-    flags = flags & ~_VM_VFORK | (_VM_VFORK if suspends else _VM)
+    return flags & ~_VM_VFORK | (_VM_VFORK if suspends else _VM)
+
+
+def begin(
+    code: Code,
+    flags: int,
+    exit_signal: int | None = None,
+    set_tid: Sequence[int] = (),
+    cgroup: int | str | os.PathLike[str] | HasFileno | None = None,
+) -> Child:
+    """Start a child, with `program_flags`."""
     address = _native.bytes_address(code.structures)
     if exit_signal is None and cgroup is None and set_tid == ():
         child = start_simply(_native.run_program, address, code, flags)
@@ -483,7 +465,7 @@ class Runner:
 
     address = _native.run_program
 
-    def __init__(self, code: _Code) -> None:
+    def __init__(self, code: Code) -> None:
         self._code = code
 
 
@@ -541,7 +523,6 @@ _REFUSED = {
 # PR_SET_TAGGED_ADDR_CTRL, PR_SET_MDWE, PR_SET_MEMORY_MERGE, PR_FUTEX_HASH, PR_SET_VMA: see
 # linux/prctl.h.
 _REFUSED_PRCTL = frozenset((4, 35, 41, 43, 44, 55, 65, 67, 78, 0x53564D41))
-_EXECVE = NUMBERS["execve"]
 _EXECS = frozenset(("execve", "execveat"))
 # Those by which a task may come to have other ids or more capabilities: see dumpable.h.
 _CREDENTIALS = frozenset(

@@ -14,15 +14,16 @@ import pwd
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from signal import SIGKILL, SIGPIPE, SIGXFSZ
-from typing import Any
+from typing import Any, NamedTuple
 
+from ramet import _native
 from ramet._child import Child
-from ramet._clone import HasFileno
+from ramet._clone import HasFileno, start_simply
 from ramet._deadlines import check_timeout
 from ramet._flags import CloneFlags
 from ramet._native import Descriptor
-from ramet._program import Program, Result, begin
-from ramet._steps import Env, Environment, Path, check_id
+from ramet._program import Code, Program, Result, begin, program_flags
+from ramet._steps import Env, Path, check_id, env_strings
 
 _F = CloneFlags
 _NEWUSER, _NEWTIME, _FILES = int(_F.NEWUSER), int(_F.NEWTIME), int(_F.FILES)
@@ -134,12 +135,9 @@ def spawn(
     if not args:
         raise ValueError("args must have the program's name at least")
     descriptors = STANDARD if fds is None else tuple({**dict(STANDARD), **_numbers(fds)}.items())
-    return launch(
-        args,
-        executables(args[0] if executable is None else executable, env),
-        env,
+    paths = executables(args[0] if executable is None else executable, env)
+    prepared = prepare(
         descriptors,
-        closes=True,
         cwd=cwd,
         flags=flags,
         uid_map=uid_map,
@@ -165,23 +163,69 @@ def spawn(
         set_tid=set_tid,
         timeout=timeout,
     )
+    return prepared.start(paths, args, env)
 
 
-def launch(  # noqa: D417 - the other arguments are those of spawn
-    args: list[Path],
-    paths: Sequence[bytes],
-    env: Env | None,
-    descriptors: Descriptors,
+class Prepared(NamedTuple):
+    """A start that is prepared, but for the program file."""
+
+    program: Program
+    flags: int
+    suspends: bool  # the child has let go of our memory when its start returns
+    simple: bool  # there are flags and nothing else
+    exit_signal: int | None
+    set_tid: Sequence[int]
+    cgroup: int | str | os.PathLike[str] | HasFileno | None
+    seconds: float | None
+    maps: IdMaps | None  # to be written by this process
+    parent: Descriptor | None  # which steps use
+
+    def start(self, paths: Sequence[Path], args: Sequence[Path], env: Env | None) -> Child:
+        """Start a program file.
+
+        Args:
+            paths: the files to try, one after another.
+            args: its arguments.
+            env: its environment.
+        """
+        # As `Program.execvp` and `Program.start` do it, but for one start, in a hurry.
+        program, flags, suspends, simple, exit_signal, set_tid, cgroup, seconds, maps, _ = self
+        base = program._code or program._compile()
+        strings = None if env is None else env_strings(env)
+        structures = _native.with_execs(base.structures, paths, args, strings)
+        if simple:
+            address = _native.bytes_address(structures)
+            child = start_simply(_native.run_program, address, (structures, base), flags)
+            assert isinstance(child, Child)  # noqa: S101 - for types
+        else:
+            child = begin(Code(structures, base), flags, exit_signal, set_tid, cgroup)
+        if suspends and not child._failed and child._has_execed():
+            return child
+        if maps is not None:
+            try:
+                maps.write(child.pid)
+            except BaseException:
+                child.kill()
+                child.wait()
+                child.close()
+                raise
+        whole = program.copy()
+        whole.execvp(paths, args, env)
+        return whole._finish(child, seconds, suspended=suspends)
+
+
+def prepare(  # noqa: D417 - the other arguments are those of spawn
+    descriptors: Descriptors = STANDARD,
     *,
-    closes: bool,
-    cwd: Path | int | None,
-    uid: int | None,
-    gid: int | None,
-    groups: tuple[int, ...] | None,
-    umask: int,
-    start_new_session: bool,
-    process_group: int | None,
-    restore_signals: bool,
+    closes: bool = True,
+    cwd: Path | int | None = None,
+    uid: int | None = None,
+    gid: int | None = None,
+    groups: tuple[int, ...] | None = None,
+    umask: int = -1,
+    start_new_session: bool = False,
+    process_group: int | None = None,
+    restore_signals: bool = True,
     flags: int = 0,
     uid_map: IdMap | None = None,
     gid_map: IdMap | None = None,
@@ -198,11 +242,10 @@ def launch(  # noqa: D417 - the other arguments are those of spawn
     exit_signal: int | None = None,
     set_tid: Sequence[int] = (),
     timeout: float | None = None,
-) -> Child:
-    """Do what `spawn` does, with names looked up.
+) -> Prepared:
+    """Make of options, with names looked up, what can be started.
 
     Args:
-        paths: the files to try, one after another.
         descriptors: ours by their numbers in the child; -1: what is there.
         closes: close all other descriptors.
     """
@@ -250,25 +293,21 @@ def launch(  # noqa: D417 - the other arguments are those of spawn
         before_exec(program)
         if closes:
             add_closing(program, descriptors)
-    flags &= ~_NEWTIME  # exec moves the process there; clone refuses it with VM
-    environment = Environment(env)
-    code = program._compile_with_exec(paths, args, environment)
     waits = maps is not None and maps.by_parent
     suspends = seconds is None and not waits
-    child = begin(code, flags, exit_signal, set_tid, cgroup, suspends=suspends)
-    if waits:
-        try:
-            maps.write(child.pid)  # type: ignore[union-attr]
-        except BaseException:
-            child.kill()
-            child.wait()
-            child.close()
-            raise
-    elif suspends and not child._failed and child._has_execed():
-        return child  # in a hurry: what _finish would find
-    whole = program.copy()
-    whole.execvp(paths, args, env)
-    return whole._finish(child, seconds, suspended=suspends)
+    return Prepared(
+        program,
+        # Exec moves the process to its time namespace; clone refuses that with VM.
+        program_flags(flags & ~_NEWTIME, suspends=suspends),
+        suspends,
+        exit_signal is None and cgroup is None and set_tid == (),
+        exit_signal,
+        set_tid,
+        cgroup,
+        seconds,
+        maps if waits else None,
+        parent,
+    )
 
 
 # --- the setup ----------------------------------------------------------------------------------
@@ -416,10 +455,12 @@ def check_args(args: Sequence[Path]) -> Sequence[Path]:
     return args
 
 
-def executables(name: Path, env: Env | None) -> list[bytes]:
+def executables(name: Path, env: Env | None) -> list[Path]:
     """List the files that a name may mean: itself, or those along the PATH of an environment."""
+    if type(name) is str and "/" in name:
+        return [name]
     encoded = os.fsencode(name)
-    if os.path.dirname(encoded):
+    if b"/" in encoded:
         return [encoded]
     directories = os.get_exec_path(env)  # type: ignore[arg-type] # typeshed wants one kind of key
     return [os.path.join(os.fsencode(path), encoded) for path in directories]

@@ -738,24 +738,29 @@ class Environment:
         TypeError: a name or value is no string.
     """
 
-    __slots__ = ("_pins", "_pointers")
+    __slots__ = ("block",)
 
     def __init__(self, env: Env | None) -> None:
-        self._pins: list[bytes] = []
-        if env is None:
-            # A copy: other threads may change the original while the child execs.
-            self._pointers = _native.environment()
-        else:
-            for name, value in env.items():
-                encoded = c_string(name)
-                if b"=" in encoded:
-                    raise ValueError("illegal environment variable name")
-                self._pins.append(encoded + b"=" + c_string(value))
-            self._pointers = _native.pointers(self._pins)
-
-    def pointers(self) -> bytes:
-        """Return the array for execve. This object must be kept as long as it is used."""
-        return self._pointers
+        # A copy: other threads may change the original while the child execs.
+        self.block = _native.strings(env_strings(env))
 
     def __repr__(self) -> str:
         return "/* environment */"
+
+
+def env_strings(env: Env | None) -> list[bytes] | None:
+    """Make the strings of an environment; None, for that of this process, is left.
+
+    Raises:
+        ValueError: a name has a "=" in it.
+        TypeError: a name or value is no string.
+    """
+    if env is None:
+        return None
+    strings = []
+    for name, value in env.items():
+        encoded = c_string(name)
+        if b"=" in encoded:
+            raise ValueError("illegal environment variable name")
+        strings.append(encoded + b"=" + c_string(value))
+    return strings

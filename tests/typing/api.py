@@ -67,6 +67,14 @@ def use_thread(thread: Thread) -> None:
         assert_type(same, Thread)
 
 
+def use_popen() -> None:
+    with ramet.Popen(["true"], rlimits={7: (1, 2)}, user="nobody", text=True) as process:
+        assert_type(process.wait(), int)
+        assert_type(process.exit_status, ExitStatus | None)
+    ramet.Popen(["true"], nice="low")  # type: ignore[arg-type]
+    ramet.Popen(["true"], no_such_option=1)  # type: ignore[call-arg]
+
+
 def use_flags() -> None:
     assert_type(CloneFlags.VM | CloneFlags.FS, CloneFlags)
     assert_type(CloneFlags.VM.since, str)
