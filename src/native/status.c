@@ -76,14 +76,23 @@ static PyObject *status_get_usage(Status *self, void *closure) {
     return PyBytes_FromStringAndSize((const char *)&self->usage, sizeof self->usage);
 }
 
+static PyObject *status_get_returncode(Status *self, void *closure) {
+    (void)closure;
+    return PyLong_FromLong(self->code == CLD_EXITED ? self->status : -self->status);
+}
+
 static PyMemberDef status_members[] = {
     {"_code", T_INT, offsetof(Status, code), READONLY, NULL},
     {"_status", T_INT, offsetof(Status, status), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 
+static const char returncode_words[] =
+    "The exit code, or the signal's number negated: what subprocess calls returncode.";
+
 static PyGetSetDef status_getset[] = {
     {"_rusage", (getter)(void (*)(void))status_get_usage, NULL, NULL, NULL},
+    {"returncode", (getter)(void (*)(void))status_get_returncode, NULL, returncode_words, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

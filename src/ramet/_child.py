@@ -49,11 +49,6 @@ class ExitStatus(Status):
         return self._code == os.CLD_DUMPED
 
     @property
-    def returncode(self) -> int:
-        """The exit code, or the signal's number negated: what subprocess calls returncode."""
-        return self._status if self._code == os.CLD_EXITED else -self._status
-
-    @property
     def rusage(self) -> resource.struct_rusage | None:
         """What the process and the children it waited for used, as getrusage(2) has it.
 

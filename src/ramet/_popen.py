@@ -92,9 +92,6 @@ class Popen(subprocess.Popen[Any]):
 
     The child is waited for, and signalled, by its pidfd. It is started without the GIL.
 
-    Attributes:
-        exit_status: the `ExitStatus`, when the child was waited for; else None.
-
     Raises:
         ChildError: a step of the start failed; it is a FileNotFoundError, PermissionError and so on
             as well.
@@ -102,7 +99,6 @@ class Popen(subprocess.Popen[Any]):
         Otherwise as subprocess.Popen, and `ramet.spawn`.
     """
 
-    exit_status: ExitStatus | None = None
     _child: Child | None = None
     _options: Mapping[str, Any] = MappingProxyType({})
 
@@ -110,10 +106,9 @@ class Popen(subprocess.Popen[Any]):
         self, args: Path | Sequence[Path], *standard: Any, **options: Unpack[PopenOptions]
     ) -> None:
         if not standard and not options and type(args) is list:
-            # In a hurry: what the standard __init__ does when all is left to its default.
+            # In a hurry: all else is as the class has it.
             if subprocess._active:  # type: ignore[attr-defined]
                 subprocess._cleanup()  # type: ignore[attr-defined]
-            self.__dict__.update(_PLAIN)
             self.args = args
             self._start(_plain, args, args[0], None, None)
             return
@@ -132,6 +127,11 @@ class Popen(subprocess.Popen[Any]):
         if self._child is None:
             raise ValueError(f"{self!r} has no pidfd")
         return self._child.pidfd
+
+    @property
+    def exit_status(self) -> ExitStatus | None:
+        """How the child ended, when it was waited for; else None."""
+        return None if self._child is None else self._child._status
 
     @property
     def rusage(self) -> resource.struct_rusage | None:
@@ -230,13 +230,6 @@ class Popen(subprocess.Popen[Any]):
         self.pid = child._pid
         self._child_created = True
 
-    def _settle(self, status: ExitStatus) -> int:
-        self.exit_status = status
-        self.returncode = status.returncode
-        if self._child is not None:
-            self._child._detach()
-        return status.returncode
-
     def _internal_poll(self, _deadstate: int | None = None, *standard: Any) -> int | None:
         if self._child is None:
             return super()._internal_poll(_deadstate, *standard)  # type: ignore[misc,no-any-return]
@@ -249,7 +242,8 @@ class Popen(subprocess.Popen[Any]):
                 self.returncode = 0 if _deadstate is None else _deadstate
             else:
                 if status is not None:
-                    self._settle(status)
+                    self.returncode = status.returncode
+                    self._child._detach()
         return self.returncode
 
     def _wait(self, timeout: float | None) -> int:
@@ -257,7 +251,8 @@ class Popen(subprocess.Popen[Any]):
             return super()._wait(timeout)  # type: ignore[misc,no-any-return]
         if self.returncode is None:
             try:
-                return self._settle(self._child.wait(timeout))
+                self.returncode = self._child.wait(timeout).returncode
+                self._child._detach()
             except TimeoutError:
                 raise TimeoutExpired(self.args, timeout) from None  # type: ignore[arg-type]
             except ChildProcessError:
@@ -291,9 +286,10 @@ class _Blank(subprocess.Popen[Any]):
         """Start nothing."""
 
 
-# What the standard __init__ leaves behind when all is left to its default. The lock is for its own
-# way of waiting.
-_PLAIN = vars(_Blank(()))
+# What the standard __init__ leaves in an object when all is left to its default becomes what the
+# class has.
+for _name, _value in vars(_Blank(())).items():
+    setattr(Popen, _name, _value)
 _plain = prepare()
 
 
