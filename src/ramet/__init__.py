@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from ramet import lowlevel
 from ramet._child import Child, ExitStatus
-from ramet._child_error import ChildError
 from ramet._clone import clone
 from ramet._flags import CloneFlags, flag_rules
-from ramet._fork import fork
-from ramet._probe import Support, probe
-from ramet._program import Program, Result
-from ramet._spawn import spawn
 from ramet._stacks import DEFAULT_STACK_SIZE
 from ramet._threads import Thread
 
 if _TYPE_CHECKING:
+    from ramet._child_error import ChildError
+    from ramet._fork import fork
     from ramet._popen import Popen, call, check_call, check_output, run
+    from ramet._probe import Support, probe
+    from ramet._program import Program, Result
+    from ramet._spawn import spawn
     from ramet._zygote import BoundZygote, ChildDiedError, FunctionChild, Zygote, ZygoteError
 
 __all__ = [
@@ -58,12 +58,19 @@ __all__ = [
     "spawn",
 ]
 
-# Modules that take as long to import as all else here, since they need subprocess or threading.
+# What is imported when it is first asked for: it takes longer than all else here.
 _LAZY = {
-    **dict.fromkeys(("Popen", "call", "check_call", "check_output", "run"), "_popen"),
-    **dict.fromkeys(
-        ("BoundZygote", "ChildDiedError", "FunctionChild", "Zygote", "ZygoteError"), "_zygote"
-    ),
+    name: module
+    for module, names in {
+        "_child_error": ("ChildError",),
+        "_fork": ("fork",),
+        "_popen": ("Popen", "call", "check_call", "check_output", "run"),
+        "_probe": ("Support", "probe"),
+        "_program": ("Program", "Result"),
+        "_spawn": ("spawn",),
+        "_zygote": ("BoundZygote", "ChildDiedError", "FunctionChild", "Zygote", "ZygoteError"),
+    }.items()
+    for name in names
 }
 
 
