@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,6 +18,13 @@ from tests.childlib import WALL, Library, build, load
 # The C library keeps the stacks of ended threads, each with a guard page, up to 40 MiB of
 # them: five of the usual size (allocatestack.c).
 _THREADS_STACKS = 5
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_of_the_terminal() -> None:
+    """Whoever has started this in the background may have had them ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
