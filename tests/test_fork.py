@@ -251,7 +251,7 @@ def test_in_a_subinterpreter() -> None:
 def test_where_the_thread_id_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """If several words look like it, another thread decides; if none does, there is no fork."""
     real = _native.thread_id_offsets()
-    [offset] = {_fork._thread_id_offset()}
+    [offset] = {_fork.thread_id_offset()}
     assert offset in real
     for ours, others, said in (
         ([3, offset], [offset, 9], None),
@@ -261,13 +261,13 @@ def test_where_the_thread_id_is(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         answers = [ours, others]
         monkeypatch.setattr(_native, "thread_id_offsets", lambda: answers.pop(0))  # noqa: B023
-        _fork._thread_id_offset.cache_clear()
+        _fork.thread_id_offset.cache_clear()
         if said is None:
-            assert _fork._thread_id_offset() == offset
+            assert _fork.thread_id_offset() == offset
         else:
             with pytest.raises(RuntimeError, match=said):
-                _fork._thread_id_offset()
-    _fork._thread_id_offset.cache_clear()
+                _fork.thread_id_offset()
+    _fork.thread_id_offset.cache_clear()
 
 
 def test_many() -> None:

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "module.h"
 #include "child.h"
+#include "zygote.h"
 
 static int add(PyObject *module, const char *name, PyObject *value) {
     int result = PyModule_AddObjectRef(module, name, value); /* NULL is an error, too */
@@ -13,6 +14,7 @@ static int exec_module(PyObject *module) {
         PyModule_AddFunctions(module, ramet_lowlevel_methods) < 0 ||
         PyModule_AddFunctions(module, ramet_pointer_methods) < 0 ||
         PyModule_AddFunctions(module, ramet_private_functions) < 0 ||
+        PyModule_AddFunctions(module, ramet_serve_functions) < 0 ||
         PyModule_AddFunctions(module, ramet_task_functions) < 0 ||
         PyModule_AddFunctions(module, ramet_zygote_functions) < 0) {
         return -1;
@@ -33,6 +35,8 @@ static int exec_module(PyObject *module) {
     }
     if (add(module, "run_program", PyLong_FromVoidPtr((void *)ramet_run_program)) < 0 ||
         add(module, "most_steps", PyLong_FromLong(RAMET_MOST_STEPS)) < 0 ||
+        add(module, "longest_request", PyLong_FromLong(RAMET_LONGEST_REQUEST)) < 0 ||
+        add(module, "most_descriptors", PyLong_FromLong(RAMET_MOST_DESCRIPTORS)) < 0 ||
         add(module, "most_results", PyLong_FromLong(RAMET_MOST_RESULTS)) < 0) {
         return -1;
     }

@@ -22,6 +22,7 @@ extern PyMethodDef ramet_arena_functions[];
 extern PyMethodDef ramet_lowlevel_methods[];
 extern PyMethodDef ramet_pointer_methods[];
 extern PyMethodDef ramet_private_functions[];
+extern PyMethodDef ramet_serve_functions[];
 extern PyMethodDef ramet_task_functions[];
 extern PyMethodDef ramet_zygote_functions[];
 extern PyType_Spec ramet_descriptor_spec;

@@ -16,7 +16,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "fork.h"
+#include "private.h"
 #include "task.h"
 
 /* The C library has a copy of each thread's id in what pthread_self points to. glibc 2.36 tells
@@ -61,6 +61,27 @@ static long copy_process(struct clone_args *args, size_t size, int use_clone) {
     return syscall(SYS_clone, flags, NULL, args->pidfd, NULL, NULL);
 }
 
+long ramet_copy_process(struct clone_args *args, size_t size, int use_clone, long tid_offset) {
+    int *clears = clear_child_tid();
+    void *robust_list = NULL;
+    size_t robust_size = 0;
+    syscall(SYS_get_robust_list, 0, &robust_list, &robust_size);
+    long result = copy_process(args, size, use_clone);
+    if (result < 0) {
+        return -errno;
+    }
+    if (result == 0) {
+        int id = (int)syscall(SYS_gettid);
+        memcpy((char *)pthread_self() + tid_offset, &id, sizeof id);
+        /* The kernel has forgotten these. */
+        syscall(SYS_set_robust_list, robust_list, robust_size);
+        if (clears != NULL) {
+            syscall(SYS_set_tid_address, clears);
+        }
+    }
+    return result;
+}
+
 enum { HANDLE, FLAGS, EXIT_SIGNAL, CGROUP, SET_TID, USE_CLONE, TID_OFFSET, ALL };
 
 static int parse(PyObject *const *args, struct clone_args *request, size_t *size, int *use_clone) {
@@ -100,22 +121,10 @@ static PyObject *private_fork(PyObject *module, PyObject *const *args, Py_ssize_
     }
     request.pidfd = (uint64_t)&self->pidfd;
     request.flags |= CLONE_PIDFD;
-    int *clears = clear_child_tid();
-    void *robust_list = NULL;
-    size_t robust_size = 0;
-    syscall(SYS_get_robust_list, 0, &robust_list, &robust_size);
 
     PyOS_BeforeFork();
-    long result = copy_process(&request, size, use_clone);
-    int error = errno;
+    long result = ramet_copy_process(&request, size, use_clone, offset);
     if (result == 0) {
-        int id = (int)syscall(SYS_gettid);
-        memcpy((char *)pthread_self() + offset, &id, sizeof id);
-        /* The kernel has forgotten these. */
-        syscall(SYS_set_robust_list, robust_list, robust_size);
-        if (clears != NULL) {
-            syscall(SYS_set_tid_address, clears);
-        }
         PyOS_AfterFork_Child();
         Py_DECREF((PyObject *)self); /* it was never started, here */
         Py_RETURN_NONE;
@@ -128,7 +137,7 @@ static PyObject *private_fork(PyObject *module, PyObject *const *args, Py_ssize_
     PyOS_AfterFork_Parent();
     if (result < 0) {
         Py_DECREF((PyObject *)self);
-        return PyLong_FromLong(-error);
+        return PyLong_FromLong(result);
     }
     return (PyObject *)self;
 }

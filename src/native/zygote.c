@@ -1,102 +1,148 @@
 /* SPDX-License-Identifier: MIT
  *
- * What the two sides of a zygote need of C: the caller receives a child, together with what owns
- * it, and the child makes the system calls of its setup.
+ * The caller's side of a zygote: it asks for a child, and receives it together with what owns it.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <linux/sched.h>
-#include <sched.h>
-#include <signal.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "task.h"
+#include "zygote.h"
 
-#define LONGEST_MESSAGE 4096
+struct question {
+    Py_buffer message;
+    int descriptors[RAMET_MOST_DESCRIPTORS];
+    size_t count;
+};
 
-/* receive(handle, socket) -> (message, handle or None)
- *
- * A message of the zygote begins with a pid (8 bytes), and has a pidfd if there is a child. It is
- * in its handle before a signal handler of Python may raise. An empty message: the zygote is gone.
- */
-static PyObject *zygote_receive(PyObject *module, PyObject *const *args, Py_ssize_t count) {
-    (void)module;
-    if (count != 2) {
-        return PyErr_Format(PyExc_TypeError, "receive takes 2 arguments, got %zd", count);
-    }
-    long fd = PyLong_AsLong(args[1]);
-    if (fd < 0) {
-        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "no descriptor: %ld", fd);
-    }
-    Task *self = ramet_task_new(args[0]);
-    if (self == NULL) {
-        return NULL;
-    }
-    char data[LONGEST_MESSAGE];
+/* One attempt each, without the GIL; the results are those of sendmsg and recvmsg. */
+static ssize_t ask(int channel, const struct question *question) {
     union {
         struct cmsghdr header;
-        char room[CMSG_SPACE(sizeof(int))];
+        char room[CMSG_SPACE(RAMET_MOST_DESCRIPTORS * sizeof(int))];
+    } control = {.room = {0}};
+    struct iovec part = {
+        .iov_base = question->message.buf,
+        .iov_len = (size_t)question->message.len,
+    };
+    struct msghdr message = {
+        .msg_iov = &part,
+        .msg_iovlen = 1,
+        .msg_control = &control,
+        .msg_controllen = CMSG_SPACE(question->count * sizeof(int)),
+    };
+    control.header = (struct cmsghdr){
+        .cmsg_len = CMSG_LEN(question->count * sizeof(int)),
+        .cmsg_level = SOL_SOCKET,
+        .cmsg_type = SCM_RIGHTS,
+    };
+    memcpy(CMSG_DATA(&control.header), question->descriptors, question->count * sizeof(int));
+    return sendmsg(channel, &message, MSG_NOSIGNAL);
+}
+
+static ssize_t receive(int channel, int64_t *result, int *pidfd) {
+    union {
+        struct cmsghdr header;
+        char room[CMSG_SPACE(sizeof *pidfd)];
     } control;
-    struct iovec part = {.iov_base = data, .iov_len = sizeof data};
+    struct iovec part = {.iov_base = result, .iov_len = sizeof *result};
     struct msghdr message = {
         .msg_iov = &part,
         .msg_iovlen = 1,
         .msg_control = &control,
         .msg_controllen = sizeof control,
     };
-    ssize_t length = 0;
-    do {
-        int error = 0;
-        Py_BEGIN_ALLOW_THREADS
-            message.msg_controllen = sizeof control;
-            length = recvmsg((int)fd, &message, MSG_CMSG_CLOEXEC);
-            error = errno;
-        Py_END_ALLOW_THREADS
-        errno = error;
-        if (length < 0 && (errno != EINTR || PyErr_CheckSignals() < 0)) {
-            Py_DECREF((PyObject *)self);
-            return PyErr_Occurred() ? NULL : PyErr_SetFromErrno(PyExc_OSError);
-        }
-    } while (length < 0);
+    ssize_t size = recvmsg(channel, &message, MSG_CMSG_CLOEXEC);
+    const struct cmsghdr *header = size > 0 ? CMSG_FIRSTHDR(&message) : NULL;
+    if (header != NULL && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS) {
+        memcpy(pidfd, CMSG_DATA(header), sizeof *pidfd);
+    }
+    return size;
+}
 
-    int64_t pid = 0;
-    const struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-    if (length >= (ssize_t)sizeof pid) {
-        memcpy(&pid, data, sizeof pid);
+/* Returns the pid, -errno of what the zygote has tried, 0 if it is gone, or INT64_MIN with an
+ * exception set. The pidfd is in the handle before a signal handler of Python may raise. */
+static int64_t converse(int channel, const struct question *question, int *pidfd) {
+    int64_t result = 0;
+    for (int asked = 0; asked < 2; asked++) {
+        ssize_t size = 0;
+        do {
+            int error = 0;
+            Py_BEGIN_ALLOW_THREADS
+                size = asked ? receive(channel, &result, pidfd) : ask(channel, question);
+                error = errno;
+            Py_END_ALLOW_THREADS
+            errno = error;
+            if (size < 0 && errno == EINTR && PyErr_CheckSignals() < 0) {
+                return INT64_MIN;
+            }
+        } while (size < 0 && errno == EINTR);
+        if (size == 0 || (size < 0 && (errno == EPIPE || errno == ECONNRESET))) {
+            return 0;
+        }
+        if (size < 0) {
+            PyErr_SetFromErrno(PyExc_OSError);
+            return INT64_MIN;
+        }
     }
-    int has_child = header != NULL && header->cmsg_level == SOL_SOCKET &&
-                    header->cmsg_type == SCM_RIGHTS && pid > 0;
-    if (has_child) {
-        memcpy(&self->pidfd, CMSG_DATA(header), sizeof self->pidfd);
-        ramet_task_started(self, (pid_t)pid, CLONE_PIDFD);
-    }
-    PyObject *text = PyBytes_FromStringAndSize(data, length);
-    PyObject *child = has_child ? (PyObject *)self : Py_None;
-    PyObject *result = text == NULL ? NULL : Py_BuildValue("(NO)", text, child);
-    Py_DECREF((PyObject *)self);
     return result;
 }
 
-/* run_in_place(program) -> None, or (step, result) of the step that has failed. */
-static PyObject *zygote_run_in_place(PyObject *module, PyObject *code) {
+static int take_descriptors(PyObject *list, struct question *question) {
+    Py_ssize_t count = PyList_Size(list);
+    if (count < 0) {
+        return -1;
+    }
+    if (count == 0 || count > RAMET_MOST_DESCRIPTORS) {
+        PyErr_Format(PyExc_ValueError, "1 to %d descriptors can be passed, not %zd",
+                     RAMET_MOST_DESCRIPTORS, count);
+        return -1;
+    }
+    question->count = (size_t)count;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        long fd = PyLong_AsLong(PyList_GetItem(list, i));
+        if (fd == -1 && PyErr_Occurred()) {
+            return -1;
+        }
+        question->descriptors[i] = (int)fd;
+    }
+    return 0;
+}
+
+/* request(handle, socket, message, list of descriptors)
+ *     -> a new handle, -errno of the start, or None: the zygote is gone */
+static PyObject *zygote_request(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     (void)module;
-    struct ramet_record record = {.program = (const void *)PyBytes_AsString(code)};
-    if (record.program == NULL) {
+    struct question question;
+    if (count != 4) {
+        return PyErr_Format(PyExc_TypeError, "request takes 4 arguments, got %zd", count);
+    }
+    long channel = PyLong_AsLong(args[1]);
+    if ((channel == -1 && PyErr_Occurred()) || take_descriptors(args[3], &question) < 0) {
         return NULL;
     }
-    syscall(SYS_rt_sigprocmask, SIG_SETMASK, NULL, &record.caller_mask, sizeof record.caller_mask);
-    ramet_run_program(&record);
-    if (record.failed) {
-        return Py_BuildValue("(Kl)", (unsigned long long)record.step, record.result);
+    Task *self = ramet_task_new(args[0]);
+    if (self == NULL || PyObject_GetBuffer(args[2], &question.message, PyBUF_SIMPLE) < 0) {
+        Py_XDECREF((PyObject *)self);
+        return NULL;
     }
-    Py_RETURN_NONE;
+    int64_t result = converse((int)channel, &question, &self->pidfd);
+    PyBuffer_Release(&question.message);
+    if (result > 0 && self->pidfd >= 0) {
+        ramet_task_started(self, (pid_t)result, CLONE_PIDFD);
+        return (PyObject *)self;
+    }
+    Py_DECREF((PyObject *)self);
+    if (result == INT64_MIN) {
+        return NULL;
+    }
+    return result < 0 ? PyLong_FromLongLong(result) : Py_NewRef(Py_None);
 }
 
 PyMethodDef ramet_zygote_functions[] = {
-    {"receive", METHOD(zygote_receive), METH_FASTCALL, NULL},
-    {"run_in_place", METHOD(zygote_run_in_place), METH_O, NULL},
+    {"request", METHOD(zygote_request), METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };

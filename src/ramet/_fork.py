@@ -76,7 +76,7 @@ def fork(
     )
     wanted &= ~_CLEAR_SIGHAND | flags
     ids = pack_ids(set_tid)
-    offset = _thread_id_offset()
+    offset = thread_id_offset()
     sys.audit("os.fork")
     sys.audit("ramet.fork", wanted)
     directory, descriptor = cgroup_descriptor(cgroup)  # the first closes what it has opened
@@ -92,7 +92,7 @@ def fork(
 
 
 @lru_cache(maxsize=1)
-def _thread_id_offset() -> int:
+def thread_id_offset() -> int:
     """Find where the C library has its copy of a thread's id, within what it knows of the thread.
 
     If several words of this thread look like it, those of another one decide.

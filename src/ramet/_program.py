@@ -36,6 +36,9 @@ _CHANGES_CREDENTIALS = 1
 _STEP = "q6QIIIIq3Q"
 _WORDS = 15  # in _STEP
 _SLOT = 10  # the place of the slot among them
+_WORD_SIZE = 8
+_HEADER_SIZE, _STEP_SIZE = struct.calcsize("=QQ"), struct.calcsize(f"={_STEP}")
+_ADDRESS = struct.Struct("=Q")
 
 
 class Result:
@@ -283,6 +286,31 @@ class Program(Steps):
             code = self._code = Code(structures, self._pins.copy())
         return code
 
+    def _portable(self) -> tuple[bytes, bytes]:
+        """Lay the program out for another process.
+
+        Returns:
+            The structures and what they point to, with offsets in place of addresses; and the
+            places of these.
+
+        Raises:
+            ValueError: a step refers to memory of this process, or execs.
+        """
+        image = bytearray(self._compile().structures)
+        places = []
+        for index, step in enumerate(self._steps):
+            for number, arg in enumerate(step.args):
+                if arg is None or isinstance(arg, int | Result | ResultPointer):
+                    continue
+                if not isinstance(arg, str | bytes | os.PathLike):
+                    raise ValueError(f"{step} can't be made in another process")
+                place = _HEADER_SIZE + index * _STEP_SIZE + (1 + number) * _WORD_SIZE
+                places.append(place)
+                _ADDRESS.pack_into(image, place, len(image))
+                data = arg if isinstance(arg, bytes) else c_string(arg)
+                image += data + bytes(_WORD_SIZE - len(data) % _WORD_SIZE)
+        return bytes(image), struct.pack(f"={len(places)}Q", *places)
+
     def __len__(self) -> int:
         return len(self._steps)
 
@@ -344,16 +372,6 @@ class Program(Steps):
             raise self._killed(child)
         child._kill = False
         return child
-
-    def _run_in_place(self) -> None:
-        """Make the calls in this process, which has to be a fresh copy of another.
-
-        Raises:
-            ChildError: a step failed.
-        """
-        failed = _native.run_in_place(self._compile().structures)
-        if failed is not None:
-            raise self._error(*failed)
 
     def _wait(self, child: Child, seconds: float | None) -> None:
         """Wait until the child has let go of our memory."""

@@ -563,14 +563,15 @@ class IdMaps:
             len(lines) != 1 or lines[0][1:] != (own[kind], 1) for kind, lines in self._maps.items()
         )
         if self.by_parent:
-            self._gate = Descriptor.gate()
+            self._opened = Descriptor.gate()
+            self.gate = self._opened.number  # as the child has it
 
     def add_steps(self, program: Program, parent_pidfd: int | Result | None) -> None:
         """Let the child write the maps, or wait until they are written."""
         if self.by_parent:
             program.set_pdeathsig(SIGKILL, parent_pidfd)  # nobody would open the gate after our end
             ready = program.syscall("getpid")
-            program.syscall("read", self._gate.number, ready.pointer, 8, expect=8)
+            program.syscall("read", self.gate, ready.pointer, 8, expect=8)
             program.set_pdeathsig(0)
             return
         if "gid" in self._maps:
@@ -592,7 +593,7 @@ class IdMaps:
                 _write(f"/proc/{pid}/{kind}_map", self._text(kind))
             except PermissionError as error:
                 self._write_with_help(kind, pid, error)
-        os.eventfd_write(self._gate.number, 1)
+        os.eventfd_write(self._opened.number, 1)
 
     def _write_with_help(self, kind: str, pid: int, error: PermissionError) -> None:
         lines = self._maps[kind]

@@ -12,12 +12,14 @@ import mmap
 import os
 import pickle
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 _HEADER = struct.Struct("=8sQ")  # a mark, written last, and the number of parts
 _DONE = b"ramet\0\0\1"
+_LENGTH = 8
 _ALIGNMENT = 64
-_MOST_VECTORS = 1024  # IOV_MAX
+_MAPPED = 1 << 17  # bytes from which on a file is mapped; a copy of fewer is faster
 
 
 class UnfinishedError(Exception):
@@ -29,8 +31,8 @@ def new_file(name: str) -> int:
     return os.memfd_create(f"ramet-{name}")
 
 
-def dump(value: object, fd: int) -> None:
-    """Write a value.
+def encode(value: object) -> tuple[bytes, list[pickle.PickleBuffer]]:
+    """Make the parts of a value: the pickle, and the large buffers that it refers to.
 
     Functions and classes that pickle cannot find by name are carried by cloudpickle, where that is
     installed.
@@ -40,24 +42,35 @@ def dump(value: object, fd: int) -> None:
     """
     buffers: list[pickle.PickleBuffer] = []
     try:
-        data = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+        return pickle.dumps(value, protocol=5, buffer_callback=buffers.append), buffers
     except (pickle.PicklingError, AttributeError, TypeError):
         cloudpickle = _cloudpickle()
         if cloudpickle is None:
             raise
         buffers.clear()
-        data = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append)
-    parts = [memoryview(data), *(buffer.raw() for buffer in buffers)]
-    lengths = struct.pack(f"={len(parts)}Q", *(part.nbytes for part in parts))
-    offset = _HEADER.size + len(lengths)
-    os.pwrite(fd, lengths, _HEADER.size)
-    for part in parts:
-        offset = -(-offset // _ALIGNMENT) * _ALIGNMENT
-        offset = _write(fd, part, offset)
-    os.ftruncate(fd, max(offset, 1))
-    os.pwrite(fd, _HEADER.pack(_DONE, len(parts)), 0)
+        return cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append), buffers
+
+
+def write(data: bytes, buffers: Sequence[pickle.PickleBuffer], fd: int) -> None:
+    """Write the parts of a value to a file that is empty."""
+    lengths = [len(data)]
+    offset = _first(1 + len(buffers))
+    _write(fd, data, offset)
     for buffer in buffers:
-        buffer.release()
+        offset = _align(offset + lengths[-1])
+        with buffer.raw() as part:
+            lengths.append(part.nbytes)
+            _write(fd, part, offset)
+    os.pwrite(fd, struct.pack(f"=8sQ{len(lengths)}Q", _DONE, len(lengths), *lengths), 0)
+
+
+def dump(value: object, fd: int) -> None:
+    """Write a value to a file that is empty.
+
+    Raises:
+        Exception: as `encode`; the file is as it was.
+    """
+    write(*encode(value), fd)
 
 
 def load(fd: int) -> Any:
@@ -70,27 +83,36 @@ def load(fd: int) -> Any:
     size = os.fstat(fd).st_size
     if size < _HEADER.size:
         raise UnfinishedError
-    # Private: what refers to the buffers may write to them.
-    memory = memoryview(mmap.mmap(fd, size, mmap.MAP_PRIVATE))
+    # What refers to the buffers may write to them, either way.
+    memory = memoryview(
+        bytearray(size) if size < _MAPPED else mmap.mmap(fd, size, mmap.MAP_PRIVATE)
+    )
+    if size < _MAPPED:
+        os.preadv(fd, [memory], 0)
     mark, count = _HEADER.unpack_from(memory)
     if mark != _DONE:
         raise UnfinishedError
-    lengths = struct.unpack_from(f"={count}Q", memory, _HEADER.size)
-    offset = _HEADER.size + 8 * count
     parts = []
-    for length in lengths:
-        offset = -(-offset // _ALIGNMENT) * _ALIGNMENT
+    offset = _first(count)
+    for length in struct.unpack_from(f"={count}Q", memory, _HEADER.size):
         parts.append(memory[offset : offset + length])
-        offset += length
+        offset = _align(offset + length)
     return pickle.loads(parts[0], buffers=parts[1:])  # noqa: S301 - of a process that is ours
 
 
-def _write(fd: int, part: memoryview, offset: int) -> int:
-    while part.nbytes:
-        written = os.pwrite(fd, part, offset)
-        part = part[written:]
-        offset += written
-    return offset
+def _align(offset: int) -> int:
+    return -(-offset // _ALIGNMENT) * _ALIGNMENT
+
+
+def _first(count: int) -> int:
+    """Where the first of so many parts begins."""
+    return _align(_HEADER.size + _LENGTH * count)
+
+
+def _write(fd: int, part: bytes | memoryview, offset: int) -> None:
+    written = os.pwrite(fd, part, offset)
+    while written < len(part):
+        written += os.pwrite(fd, memoryview(part)[written:], offset + written)
 
 
 def _cloudpickle() -> Any:

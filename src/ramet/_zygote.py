@@ -14,22 +14,30 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
-from typing import Any, Generic, ParamSpec, Self, TypeVar
+from itertools import count
+from types import MappingProxyType, TracebackType
+from typing import Any, Generic, NamedTuple, ParamSpec, Self, TypeVar
 
 from ramet import _native, _values
 from ramet._child import Child, ExitStatus
-from ramet._clone import HasFileno, cgroup_descriptor
+from ramet._clone import Call, HasFileno, cgroup_descriptor, make_call
+from ramet._deadlines import check_timeout
+from ramet._flags import CloneFlags
 from ramet._fork import check_flags_of_copy
-from ramet._spawn import group_id, spawn, user_id
-from ramet._zygote_main import LONGEST_MESSAGE, MOST_DESCRIPTORS, Request
+from ramet._native import Descriptor
+from ramet._program import Program
+from ramet._spawn import File, IdMap, IdMaps, group_id, setup, spawn, user_id
+from ramet._zygote_main import LONGEST_MESSAGE, READY
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-_PID = struct.Struct("=q")
+_PARENT, _NEWUSER = int(CloneFlags.PARENT), int(CloneFlags.NEWUSER)
+_INTO_CGROUP = int(CloneFlags.INTO_CGROUP)
+_MOST_INLINE = 1 << 15  # bytes of a function and its arguments that go with the request
+_REQUEST = struct.Struct("=7Q")  # struct ramet_request, src/native/zygote.h
 _CODE = "from ramet._zygote_main import main; main({})"
 _CHANNEL = 3
 
@@ -73,9 +81,10 @@ class FunctionChild(Generic[_T]):
         child: the `Child`, with its pidfd.
     """
 
-    def __init__(self, child: Child, result: int) -> None:
+    def __init__(self, child: Child, result: int, setup: Program) -> None:
         self.child = child
         self._file = os.fdopen(result, "rb", buffering=0)
+        self._setup = setup
         self._outcome: tuple[Any, ...] | None = None
 
     @property
@@ -98,6 +107,7 @@ class FunctionChild(Generic[_T]):
 
         Raises:
             BaseException: what the function raised, with the child's traceback as its cause.
+            ChildError: a step of its setup failed.
             ChildDiedError: the child ended before.
             TimeoutError: it still runs; see `kill`.
         """
@@ -105,6 +115,8 @@ class FunctionChild(Generic[_T]):
         if outcome[0] == "value":
             value: _T = outcome[1]
             return value
+        if outcome[0] == "failed":
+            raise self._failure(*outcome[1:])
         raise outcome[1] from RemoteTraceback(outcome[2])
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
@@ -120,7 +132,15 @@ class FunctionChild(Generic[_T]):
             ChildDiedError, TimeoutError: as `result`.
         """
         outcome = self._wait(timeout)
+        if outcome[0] == "failed":
+            return self._failure(*outcome[1:])
         return None if outcome[0] == "value" else outcome[1]
+
+    def _failure(self, step: int, result: int) -> OSError:
+        if step < 0:
+            text = f"{os.strerror(-result)}: the child can't have its descriptors at their numbers"
+            return OSError(-result, text)
+        return self._setup._error(step, result)
 
     def _wait(self, timeout: float | None) -> tuple[Any, ...]:
         if self._outcome is None:
@@ -257,17 +277,18 @@ class Zygote:
         Raises:
             BaseException: as `FunctionChild.result`, when the item's turn comes.
         """
-        count = workers or len(os.sched_getaffinity(0))
-        with ThreadPoolExecutor(count) as pool:
+        with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
             yield from pool.map(lambda *args: self.call(fn, *args), *iterables)
 
     def using(
         self,
         *,
         flags: int = 0,
+        uid_map: IdMap | None = None,
+        gid_map: IdMap | None = None,
         cwd: str | os.PathLike[str] | None = None,
         env: Mapping[str, str] | None = None,
-        fds: Mapping[int, int | HasFileno] | None = None,
+        fds: Mapping[int, File] | None = None,
         rlimits: Mapping[int, int | tuple[int, int]] | None = None,
         umask: int = -1,
         user: int | str | None = None,
@@ -275,17 +296,23 @@ class Zygote:
         extra_groups: Iterable[int | str] | None = None,
         nice: int | None = None,
         affinity: Iterable[int] | None = None,
+        scheduler: tuple[int, int] | None = None,
+        ioprio: tuple[int, int] | None = None,
         start_new_session: bool = False,
+        process_group: int | None = None,
         no_new_privs: bool = False,
         hostname: str | None = None,
         cgroup: int | str | os.PathLike[str] | HasFileno | None = None,
+        before_run: Callable[[Program], object] | None = None,
         timeout: float | None = None,
     ) -> BoundZygote:
         """Bind options to this zygote, for children that have them.
 
         Args:
             flags: `CloneFlags`: namespaces.
-            cwd: as of `ramet.spawn`, as are the following.
+            uid_map: as of `ramet.spawn`, as are the following, but for what is said.
+            gid_map: group ids of a new user namespace.
+            cwd: the working directory.
             env: the environment.
             fds: descriptors by their numbers in the child, beside 0, 1 and 2, which are ours.
             rlimits: limits.
@@ -295,37 +322,52 @@ class Zygote:
             extra_groups: supplementary groups.
             nice: the nice value.
             affinity: processors.
+            scheduler: policy and priority.
+            ioprio: class and level of I/O.
             start_new_session: call setsid.
+            process_group: call setpgid.
             no_new_privs: let no exec give privileges.
             hostname: needs NEWUTS.
             cgroup: the cgroup v2 directory to start in.
+            before_run: is given the `Program` of all this, to add steps, which come last. They
+                may refer to strings and bytes, but not to buffers here.
             timeout: seconds that `BoundZygote.call` waits before it kills the child.
 
         Raises:
             KeyError: there is no such user or group.
-            TypeError: an option of a wrong kind.
+            TypeError, ValueError: an option of a wrong kind, or that does not go with another.
         """
-        return BoundZygote(
-            self,
-            _Options(
-                flags=operator.index(flags),
-                cwd=None if cwd is None else os.path.abspath(cwd),
-                env=None if env is None else dict(env),
-                fds={} if fds is None else dict(fds),
-                rlimits=None if rlimits is None else tuple(rlimits.items()),
-                umask=umask,
-                uid=None if user is None else user_id(user),
-                gid=None if group is None else group_id(group),
-                groups=None if extra_groups is None else tuple(map(group_id, extra_groups)),
-                nice=nice,
-                affinity=None if affinity is None else frozenset(affinity),
-                start_new_session=start_new_session,
-                no_new_privs=no_new_privs,
-                hostname=hostname,
-                cgroup=cgroup,
-            ),
-            timeout,
+        flags = operator.index(flags)
+        check_flags_of_copy(flags)
+        groups = None if extra_groups is None else tuple(map(group_id, extra_groups))
+        steps = {
+            "hostname": hostname,
+            "cwd": None if cwd is None else os.path.abspath(cwd),
+            "umask": umask,
+            "start_new_session": start_new_session,
+            "process_group": process_group,
+            "rlimits": None if rlimits is None else tuple(rlimits.items()),
+            "scheduler": scheduler,
+            "nice": nice,
+            "affinity": None if affinity is None else frozenset(affinity),
+            "ioprio": ioprio,
+            "groups": groups,
+            "gid": None if group is None else group_id(group),
+            "uid": None if user is None else user_id(user),
+            "no_new_privs": no_new_privs,
+        }
+        if uid_map is not None or gid_map is not None:
+            flags |= _NEWUSER
+        options = _Options(
+            flags=flags,
+            env=None if env is None else dict(env),
+            fds={} if fds is None else dict(fds),
+            cgroup=cgroup,
+            id_maps=(uid_map, gid_map),
+            steps=steps,
+            before_run=before_run,
         )
+        return BoundZygote(self, options, check_timeout(timeout))
 
     # --- its life ---------------------------------------------------------------------------
 
@@ -376,41 +418,48 @@ class Zygote:
             child.close()
 
     def _start(self, options: _Options, work: tuple[Any, ...]) -> FunctionChild[Any]:
-        flags = options.flags
-        check_flags_of_copy(flags)
-        files = [_values.new_file("function"), _values.new_file("result")]
+        files = [_values.new_file("result")]
         try:
-            _values.dump(work, files[0])
-            numbers, descriptors = options.descriptors()
+            inline, buffers = _values.encode((*work, options.env))
+            if buffers or len(inline) > _MOST_INLINE:
+                files.append(_values.new_file("function"))
+                _values.write(inline, buffers, files[1])
+                inline = b""
+            made = options.prepare()
+            numbers, descriptors = options.descriptors(made.fds)
             directory, cgroup = cgroup_descriptor(options.cgroup)
-            request = Request(flags, numbers, options.env, options.setup, cgroup >= 0)
-            sent = [*files, *descriptors, *([cgroup] if cgroup >= 0 else [])]
-            if len(sent) > MOST_DESCRIPTORS:
-                raise ValueError(f"at most {MOST_DESCRIPTORS} descriptors can be passed")
-            child = self._ask(pickle.dumps(request), sent)
+            has_cgroup = cgroup >= 0
+            flags = options.flags | _PARENT | (_INTO_CGROUP if has_cgroup else 0)
+            sent = [*files, *descriptors, *([cgroup] if has_cgroup else [])]
+
+            def make(call: Call, use_clone: bool) -> Child | int:
+                counts = (len(files), len(numbers), len(made.places) // 8, len(made.image))
+                head = _REQUEST.pack(call.flags, use_clone, has_cgroup, *counts)
+                targets = struct.pack(f"={len(numbers)}q", *numbers)
+                message = b"".join([head, targets, made.places, made.image, inline])
+                return self._ask(message, sent)
+
+            child = make_call(make, Call(0, 0, flags, 0, cgroup=cgroup))
             del directory
-            return FunctionChild(child, files.pop())
+            if made.maps is not None:
+                _write_maps(made.maps, child)
+            return FunctionChild(child, files.pop(0), made.program)
         finally:
             for file in files:
                 os.close(file)
 
-    def _ask(self, message: bytes, descriptors: Sequence[int]) -> Child:
-        if len(message) > LONGEST_MESSAGE:
-            raise ValueError("the options of a child are too long: env has at most about 60 KB")
+    def _ask(self, message: bytes, descriptors: list[int]) -> Child | int:
+        if len(message) > _native.longest_request:
+            raise ValueError("the setup of a child has at most about 32 KiB")
         with self._lock:
             channel = self._running()
             try:
-                socket.send_fds(channel, [message], descriptors)
-                answer, child = _native.receive(Child, channel.fileno())
-            except ConnectionError:
-                answer, child = b"", None
+                child = _native.request(Child, channel.fileno(), message, descriptors)
             except BaseException:
                 self._end()  # an answer that nobody waits for would be taken for the next one's
                 raise
-            if not answer:
+            if child is None:
                 raise self._died()
-        if child is None:
-            raise pickle.loads(answer[_PID.size :])  # noqa: S301 - of our zygote
         return child
 
     def _running(self) -> socket.socket:
@@ -448,20 +497,14 @@ class Zygote:
             raise
         if not answer:
             raise self._died()
-        if len(answer) > _PID.size:
+        if answer != READY:
             self._end()
-            raise ZygoteError(answer[_PID.size :].decode())
+            raise ZygoteError(answer.decode())
         return ours
 
     def _told(self) -> dict[str, Any]:
-        main = None
-        if self._main:
-            from multiprocessing import spawn as standard  # noqa: PLC0415
-
-            main = standard.get_preparation_data("zygote")
-            for name in ("log_to_stderr", "log_level", "orig_dir", "authkey"):
-                main.pop(name, None)
-        return {"path": sys.path, "preload": self._preload, "main": main}
+        main = _main_module() if self._main else None
+        return {"path": sys.path, "preload": self._preload, "main": main, "argv": sys.argv}
 
     def _died(self) -> ZygoteError:
         process = self._process
@@ -526,6 +569,31 @@ class BoundZygote:
         return value
 
 
+class _Setup(NamedTuple):
+    """The setup of a child, laid out for it."""
+
+    program: Program
+    image: bytes
+    places: bytes
+    fds: Mapping[int, File]  # which it needs for this
+    maps: IdMaps | None  # to be written by this process
+    parent: Descriptor | None  # of which fds has the number
+
+
+# What `setup` wants, and a child of a zygote need not have.
+_NO_STEPS: dict[str, Any] = {
+    **dict.fromkeys(
+        (
+            *("hostname", "cwd", "process_group", "rlimits", "scheduler", "nice", "affinity"),
+            *("ioprio", "groups", "gid", "uid", "pdeathsig"),
+        )
+    ),
+    "new_time": 0,
+    "umask": -1,
+    **dict.fromkeys(("restore_signals", "start_new_session", "no_new_privs"), False),
+}
+
+
 class _Options:
     """What a child of a zygote has of its own, checked."""
 
@@ -533,40 +601,51 @@ class _Options:
         self,
         *,
         flags: int = 0,
-        cwd: str | None = None,
         env: dict[str, str] | None = None,
-        fds: dict[int, int | HasFileno] | None = None,
-        rlimits: tuple[tuple[int, int | tuple[int, int]], ...] | None = None,
-        umask: int = -1,
-        uid: int | None = None,
-        gid: int | None = None,
-        groups: tuple[int, ...] | None = None,
-        nice: int | None = None,
-        affinity: frozenset[int] | None = None,
-        start_new_session: bool = False,
-        no_new_privs: bool = False,
-        hostname: str | None = None,
+        fds: Mapping[int, File] = MappingProxyType({}),
         cgroup: int | str | os.PathLike[str] | HasFileno | None = None,
+        id_maps: tuple[IdMap | None, IdMap | None] = (None, None),
+        steps: Mapping[str, Any] | None = None,
+        before_run: Callable[[Program], object] | None = None,
     ) -> None:
         self.flags = flags
-        self.env = env
         self.cgroup = cgroup
-        self._fds = fds or {}
-        self.setup = {
-            "hostname": hostname,
-            "cwd": cwd,
-            "umask": umask,
-            "start_new_session": start_new_session,
-            "rlimits": rlimits,
-            "nice": nice,
-            "affinity": affinity,
-            "groups": groups,
-            "gid": gid,
-            "uid": uid,
-            "no_new_privs": no_new_privs,
-        }
+        self.env = env
+        self._fds = fds
+        self._id_maps = id_maps
+        self._steps = {**_NO_STEPS, **(steps or {})}
+        self._before_run = before_run
+        first = self._make()
+        self._always = None if first.maps is not None else first
 
-    def descriptors(self) -> tuple[tuple[int, ...], list[int]]:
+    def prepare(self) -> _Setup:
+        """Give the setup of the next child: that of the others, unless we write its id maps."""
+        return self._always or self._make()
+
+    def _make(self) -> _Setup:
+        uid_map, gid_map = self._id_maps
+        maps = parent = None
+        fds: dict[int, File] = {}
+        if uid_map is not None or gid_map is not None:
+            maps = IdMaps(uid_map, gid_map, groups=self._steps["groups"] is not None)
+        if maps is not None and maps.by_parent:
+            parent = Descriptor.this_process()
+            spare = (number for number in count(3) if number not in self._fds)
+            fds = {next(spare): maps.gate, next(spare): parent.number}
+            maps.gate, parent_pidfd = fds
+        else:
+            parent_pidfd = None
+        program: Program = setup.__wrapped__(
+            maps=maps, parent_pidfd=parent_pidfd, descriptors=(), closes=False, **self._steps
+        )
+        for number in fds:
+            program.close(number)
+        if self._before_run is not None:
+            self._before_run(program)
+        image, places = program._portable() if len(program) else (b"", b"")
+        return _Setup(program, image, places, fds, maps if fds else None, parent)
+
+    def descriptors(self, more: Mapping[int, File]) -> tuple[list[int], list[int]]:
         """List the numbers in the child, and ours that stand for them now."""
         wanted: dict[int, int] = {}
         for number in range(3):
@@ -575,9 +654,30 @@ class _Options:
             except OSError:
                 continue  # it is closed, and stays so
             wanted[number] = number
-        for number, file in self._fds.items():
+        for number, file in (*self._fds.items(), *more.items()):
             wanted[number] = file if isinstance(file, int) else file.fileno()
-        return tuple(wanted), list(wanted.values())
+        return list(wanted), list(wanted.values())
+
+
+def _write_maps(maps: IdMaps, child: Child) -> None:
+    try:
+        maps.write(child.pid)
+    except BaseException:
+        child.kill()
+        child.wait()
+        child.close()
+        raise
+
+
+def _main_module() -> tuple[str, str] | None:
+    """Find out how another interpreter can import the main module of this program."""
+    module = sys.modules["__main__"]
+    spec = getattr(module, "__spec__", None)
+    if spec is not None:
+        # That of a package, or of a directory or zip file, runs what is not guarded.
+        return None if spec.name.split(".")[-1] == "__main__" else ("module", spec.name)
+    path = getattr(module, "__file__", None)
+    return None if path is None or not os.path.exists(path) else ("path", os.path.abspath(path))
 
 
 def _interpreter_options() -> list[str]:

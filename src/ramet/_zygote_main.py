@@ -1,32 +1,27 @@
 """What a zygote runs: it imports what it was told to, and then copies itself for each request.
 
-The other side is _zygote. Messages are pickles, from the process that has started this one.
+The other side is _zygote; between the two is src/native/zygote.h. Messages are pickles, from the
+process that has started this one. A child touches as few objects as it can: each is in memory that
+has to be copied for it, which is most of what the child costs.
 """
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import importlib
 import os
 import pickle
-import signal
-import socket
-import struct
+import runpy
 import sys
 import traceback
-from typing import Any, NamedTuple, NoReturn
+import types
+from typing import Any, NoReturn
 
-from ramet import _values
-from ramet._flags import CloneFlags
-from ramet._fork import fork
-from ramet._program import Program
-from ramet._spawn import setup
+from ramet import _native, _values
+from ramet._fork import thread_id_offset
 
-LONGEST_MESSAGE = 64 * 1024
-MOST_DESCRIPTORS = 64
-_PID = struct.Struct("=q")
-_PARENT = int(CloneFlags.PARENT)
+LONGEST_MESSAGE = 1 << 16
+READY = b"\0"
 
 # Libraries for linear algebra start threads when they are loaded; with one each they do not.
 THREAD_VARIABLES = (
@@ -34,73 +29,45 @@ THREAD_VARIABLES = (
     *("NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"),
 )
 
-
-# What a child of a zygote has no option for, or its zygote has seen to.
-NOT_ASKED_FOR: dict[str, Any] = {
-    "maps": None,
-    "new_time": 0,
-    "restore_signals": False,
-    "process_group": None,
-    "scheduler": None,
-    "ioprio": None,
-    "pdeathsig": None,
-    "parent_pidfd": None,
-    "closes": False,
-}
-
-
-class Request(NamedTuple):
-    """What a child is to be and do. Its descriptors come along: function, result, then `fds`."""
-
-    flags: int
-    fds: tuple[int, ...]  # the numbers in the child
-    env: dict[str, str] | None
-    setup: dict[str, Any]  # arguments of _spawn.setup, beside NOT_ASKED_FOR
-    cgroup: bool  # the last descriptor is its directory
+# How often a function has to run until the interpreter has adapted its code (PEP 659).
+_REHEARSALS = 64
 
 
 def main(number: int) -> None:
     """Serve requests until the other side closes the socket."""
-    with socket.socket(fileno=number) as channel:
-        os.set_inheritable(number, False)
-        error = _prepare(pickle.loads(channel.recv(LONGEST_MESSAGE)))  # noqa: S301 - our parent's
-        channel.send(_PID.pack(0) + error.encode())
-        if not error:
-            gc.collect()
-            gc.freeze()
-            while _serve(channel):
-                pass
+    os.set_inheritable(number, False)
+    told = pickle.loads(os.read(number, LONGEST_MESSAGE))  # noqa: S301 - our parent's
+    error = _prepare(told)
+    if error:
+        os.write(number, error.encode())
+        return
+    offset = thread_id_offset()
+    _rehearse()
+    gc.collect()
+    gc.freeze()
+    os.write(number, READY)
+    begun = _native.serve(number, offset)
+    if begun is not None:
+        _run(*begun)
 
 
-def _serve(channel: socket.socket) -> bool:
-    """Do what the next request asks for. False if there will be no more."""
-    message, descriptors, _, _ = socket.recv_fds(channel, LONGEST_MESSAGE, MOST_DESCRIPTORS)
-    if not message:
-        return False
-    try:
-        _make_child(channel, pickle.loads(message), descriptors)  # noqa: S301 - our parent's
-    except BaseException as problem:  # noqa: BLE001 - it is told, and the zygote goes on
-        channel.send(_PID.pack(-1) + pickle.dumps(_portable(problem)))
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
-    return True
+# --- before the first child ---------------------------------------------------------------------
 
 
 def _prepare(told: dict[str, Any]) -> str:
     """Become like the other side, and import. Returns what went wrong."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the other side decides
     sys.path[:] = told["path"]
-    if told["main"]:
-        from multiprocessing import spawn  # noqa: PLC0415
-
-        spawn.prepare(told["main"])
     for name in THREAD_VARIABLES:
         os.environ.setdefault(name, "1")
-    for name in told["preload"]:
+    if told["main"] is not None:
+        sys.argv[:] = told["argv"]
+    for name in (*(["__main__"] if told["main"] is not None else []), *told["preload"]):
         before = _threads()
         try:
-            importlib.import_module(name)
+            if name == "__main__":
+                _import_main(*told["main"])
+            else:
+                importlib.import_module(name)
         except BaseException:  # noqa: BLE001 - it is told
             return f"preloading {name} failed:\n{traceback.format_exc()}"
         if _threads() > before:
@@ -112,67 +79,83 @@ def _prepare(told: dict[str, Any]) -> str:
     return ""
 
 
+def _import_main(kind: str, name: str) -> None:
+    """Import the main module of the other side under the name that multiprocessing gives it."""
+    module = types.ModuleType("__mp_main__")
+    if kind == "module":
+        names = runpy.run_module(name, run_name=module.__name__, alter_sys=True)
+    else:
+        names = runpy.run_path(name, run_name=module.__name__)
+    module.__dict__.update(names)
+    sys.modules["__main__"] = sys.modules[module.__name__] = module
+
+
 def _threads() -> int:
     return len(os.listdir("/proc/self/task"))
 
 
-def _make_child(channel: socket.socket, request: Request, descriptors: list[int]) -> None:
-    cgroup = descriptors[-1] if request.cgroup else None
-    child = fork(request.flags | _PARENT, cgroup=cgroup)
-    if child is None:
-        _run(channel, request, descriptors)
-    # Not a child of ours: the other side waits for it.
-    socket.send_fds(channel, [_PID.pack(child.pid)], [child.pidfd])
-    child.close()
+def _rehearse() -> None:
+    """Do what each child does, so that what this changes for good is changed before."""
+    work = pickle.dumps((_nothing, (), {}, None), protocol=5)
+    file = _values.new_file("rehearsal")
+    for _ in range(_REHEARSALS):
+        _native.rehearse()
+        _report(_work(work, file, 0), file)
+        _values.load(file)
+    os.close(file)
 
 
-def _run(channel: socket.socket, request: Request, descriptors: list[int]) -> NoReturn:
+def _nothing() -> None:
+    """Be the function of a rehearsal."""
+
+
+# --- a child ------------------------------------------------------------------------------------
+
+
+def _run(work: bytes, kept: list[int], program: int, error: int) -> NoReturn:
     """Do what the child is there for, and end."""
     code = 1
     try:
-        channel.close()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        function, result = descriptors[:2]
-        try:
-            # Before the setup, after which the files of modules may be out of reach.
-            fn, args, kwargs = _values.load(function)
-            # Out of the way of the numbers that the child is to have.
-            result = fcntl.fcntl(result, fcntl.F_DUPFD_CLOEXEC, max(request.fds, default=2) + 1)
-            _set_up(request, descriptors[2:])
-            _close_all_but({*request.fds, result})
-            outcome: tuple[Any, ...] = ("value", fn(*args, **kwargs))
+        result = kept[0]
+        if error:
+            outcome: tuple[Any, ...] = ("failed", -1, error)
+        else:
+            outcome = _work(work, kept[-1], program)
+        if _report(outcome, result):
             code = 0
-        except BaseException as error:  # noqa: BLE001 - it is told
-            outcome = ("error", _portable(error), traceback.format_exc())
-        try:
-            _values.dump(outcome, result)
-        except BaseException as error:  # noqa: BLE001 - it is told
-            code = 1
-            os.ftruncate(result, 0)
-            _values.dump(("error", _portable(error), traceback.format_exc()), result)
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
     finally:
-        os._exit(code)
+        _native.leave(code)
 
 
-def _set_up(request: Request, descriptors: list[int]) -> None:
-    numbers = tuple(zip(request.fds, descriptors, strict=False))
-    program: Program = setup.__wrapped__(descriptors=numbers, **request.setup, **NOT_ASKED_FOR)
-    program._run_in_place()
-    if request.env is not None:
-        os.environ.clear()
-        os.environ.update(request.env)
+def _work(work: bytes, file: int, program: int) -> tuple[Any, ...]:
+    """Call the function, which is in a message or else in a file. Returns what became of it."""
+    try:
+        # Before the setup, after which the files of modules may be out of reach.
+        given = pickle.loads(work) if work else _values.load(file)  # noqa: S301 - our parent's
+        fn, args, kwargs, env = given
+        if program:
+            failed = _native.run_in_place(program)
+            if failed is not None:
+                return ("failed", *failed)
+        if env is not None:
+            os.environ.clear()
+            os.environ.update(env)
+        return ("value", fn(*args, **kwargs))
+    except BaseException as error:  # noqa: BLE001 - it is told
+        return ("error", _portable(error), traceback.format_exc())
 
 
-def _close_all_but(kept: set[int]) -> None:
-    first = 0
-    for fd in sorted(kept):
-        if first < fd:
-            os.closerange(first, fd)
-        first = fd + 1
-    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
+def _report(outcome: tuple[Any, ...], file: int) -> bool:
+    """Write the outcome. False if it is bad, or cannot be written."""
+    try:
+        _values.dump(outcome, file)
+    except BaseException as error:  # noqa: BLE001 - it is told
+        _values.dump(("error", _portable(error), traceback.format_exc()), file)
+        return False
+    return bool(outcome[0] == "value")
 
 
 def _portable(error: BaseException) -> BaseException:

@@ -1,0 +1,304 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The zygote: it copies itself for each request. No Python runs in it, since all that this
+ * writes to, reference counts above all, would have to be copied anew after each child. For
+ * the same reason a child gets its descriptors, and makes the system calls of its setup, in C.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "child.h"
+#include "module.h"
+#include "private.h"
+#include "zygote.h"
+
+#define FIRST_BEYOND_STANDARD 3
+
+/* A request that was received, and where its parts are. */
+struct received {
+    struct ramet_request *request;
+    const int64_t *numbers;
+    const uint64_t *relocations;
+    char *image;
+    const char *rest;
+    size_t rest_size;
+    uint64_t mask; /* the signal mask of the child */
+    int descriptors[RAMET_MOST_DESCRIPTORS];
+    size_t count;
+};
+
+/* --- the zygote ---------------------------------------------------------------------------- */
+
+static void close_descriptors(const struct received *received) {
+    for (size_t i = 0; i < received->count; i++) {
+        close(received->descriptors[i]);
+    }
+}
+
+/* Finds the parts. 0: the lengths do not fit together. */
+static int dissect(struct received *received, char *data, size_t size) {
+    struct ramet_request *request = (struct ramet_request *)data;
+    if (size < sizeof *request) {
+        return 0;
+    }
+    size_t left = size - sizeof *request;
+    if (request->numbers > left / sizeof(int64_t)) {
+        return 0;
+    }
+    left -= request->numbers * sizeof(int64_t);
+    if (request->relocations > left / sizeof(uint64_t)) {
+        return 0;
+    }
+    left -= request->relocations * sizeof(uint64_t);
+    if (request->image > left || received->count > RAMET_MOST_DESCRIPTORS ||
+        received->count != request->kept + request->numbers + request->has_cgroup) {
+        return 0;
+    }
+    received->request = request;
+    received->numbers = (const int64_t *)(data + sizeof *request);
+    received->relocations = (const uint64_t *)(received->numbers + request->numbers);
+    received->image = (char *)(received->relocations + request->relocations);
+    received->rest = received->image + request->image;
+    received->rest_size = left - request->image;
+    return 1;
+}
+
+/* Waits for a request. 0: there will be no more. */
+static int receive(int channel, char *data, struct received *received) {
+    union {
+        struct cmsghdr header;
+        char room[CMSG_SPACE(RAMET_MOST_DESCRIPTORS * sizeof(int))];
+    } control;
+    struct iovec part = {.iov_base = data, .iov_len = RAMET_LONGEST_REQUEST};
+    struct msghdr message = {
+        .msg_iov = &part,
+        .msg_iovlen = 1,
+        .msg_control = &control,
+    };
+    ssize_t size = 0;
+    do {
+        message.msg_controllen = sizeof control;
+        size = recvmsg(channel, &message, MSG_CMSG_CLOEXEC);
+    } while (size < 0 && errno == EINTR);
+    if (size <= 0) {
+        return 0;
+    }
+    received->count = 0;
+    const struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    if (header != NULL && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS) {
+        received->count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        memcpy(received->descriptors, CMSG_DATA(header), received->count * sizeof(int));
+    }
+    return dissect(received, data, (size_t)size);
+}
+
+/* Tells the pid, with the pidfd, or -errno. */
+static void answer(int channel, int64_t result, int pidfd) {
+    union {
+        struct cmsghdr header;
+        char room[CMSG_SPACE(sizeof pidfd)];
+    } control = {.room = {0}};
+    struct iovec part = {.iov_base = &result, .iov_len = sizeof result};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+    if (result > 0) {
+        message.msg_control = &control;
+        message.msg_controllen = sizeof control;
+        control.header = (struct cmsghdr){
+            .cmsg_len = CMSG_LEN(sizeof pidfd),
+            .cmsg_level = SOL_SOCKET,
+            .cmsg_type = SCM_RIGHTS,
+        };
+        memcpy(CMSG_DATA(&control.header), &pidfd, sizeof pidfd);
+    }
+    ssize_t sent = 0;
+    do { /* nobody there to read it: the next request will not come */
+        sent = sendmsg(channel, &message, MSG_NOSIGNAL);
+    } while (sent < 0 && errno == EINTR);
+}
+
+static long copy(const struct received *received, long tid_offset, int *pidfd) {
+    const struct ramet_request *request = received->request;
+    struct clone_args args = {
+        .flags = request->flags | CLONE_PARENT | CLONE_PIDFD,
+        .pidfd = (uint64_t)pidfd,
+    };
+    size_t size = CLONE_ARGS_SIZE_VER0;
+    if (request->has_cgroup) {
+        args.cgroup = (uint64_t)received->descriptors[received->count - 1];
+        size = CLONE_ARGS_SIZE_VER2;
+    }
+    return ramet_copy_process(&args, size, request->use_clone != 0, tid_offset);
+}
+
+/* --- its child ----------------------------------------------------------------------------- */
+
+static int is_wanted(const struct received *received, int fd) {
+    for (uint64_t i = 0; i < received->request->numbers; i++) {
+        if (received->numbers[i] == fd) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
+/* The i-th descriptor that stays, under the number that it has then. */
+static int stays(const struct received *received, uint64_t i) {
+    uint64_t kept = received->request->kept;
+    return i < kept ? received->descriptors[i] : (int)received->numbers[i - kept];
+}
+
+/* Gives each descriptor its number, and closes all others. Returns -errno. */
+static long place_descriptors(struct received *received) {
+    const struct ramet_request *request = received->request;
+    uint64_t kept = request->kept;
+    /* Out of the way of the numbers that are wanted. */
+    for (uint64_t i = 0; i < kept + request->numbers; i++) {
+        int fd = received->descriptors[i];
+        while (fd < FIRST_BEYOND_STANDARD || is_wanted(received, fd)) {
+            int lowest = fd < FIRST_BEYOND_STANDARD ? FIRST_BEYOND_STANDARD : fd + 1;
+            fd = fcntl(received->descriptors[i], F_DUPFD_CLOEXEC, lowest);
+            if (fd < 0) {
+                return -errno;
+            }
+        }
+        received->descriptors[i] = fd;
+    }
+    for (uint64_t i = 0; i < request->numbers; i++) {
+        if (dup2(received->descriptors[kept + i], (int)received->numbers[i]) < 0) {
+            return -errno;
+        }
+    }
+    /* What lies between those that stay. */
+    int first = 0;
+    int next = 0;
+    while (next >= 0) {
+        next = -1;
+        for (uint64_t i = 0; i < kept + request->numbers; i++) {
+            int fd = stays(received, i);
+            if (fd >= first && (next < 0 || fd < next)) {
+                next = fd;
+            }
+        }
+        if (next != first) {
+            syscall(SYS_close_range, first, next < 0 ? ~0U : (unsigned)next - 1, 0);
+        }
+        first = next + 1;
+    }
+    return 0;
+}
+
+/* Makes addresses of the offsets in the image. Returns where it is. */
+static char *relocate(const struct received *received) {
+    char *image = received->image;
+    for (uint64_t i = 0; i < received->request->relocations; i++) {
+        uint64_t word = 0;
+        memcpy(&word, image + received->relocations[i], sizeof word);
+        word += (uint64_t)image;
+        memcpy(image + received->relocations[i], &word, sizeof word);
+    }
+    return received->request->image > 0 ? image : NULL;
+}
+
+/* -> (what is left to Python, list of the descriptors that are kept, address of the program or 0,
+ * 0 or -errno of the descriptors) */
+static PyObject *begin(struct received *received) {
+    PyOS_AfterFork_Child();
+    long error = place_descriptors(received);
+    syscall(SYS_rt_sigprocmask, SIG_SETMASK, &received->mask, NULL, sizeof received->mask);
+    PyObject *kept = PyList_New((Py_ssize_t)received->request->kept);
+    for (uint64_t i = 0; kept != NULL && i < received->request->kept; i++) {
+        PyList_SetItem(kept, (Py_ssize_t)i, PyLong_FromLong(received->descriptors[i]));
+    }
+    return Py_BuildValue("(y#NNl)", received->rest, (Py_ssize_t)received->rest_size, kept,
+                         PyLong_FromVoidPtr(relocate(received)), error);
+}
+
+/* run_in_place(address of a program) -> None, or (step, result) of the step that has failed. */
+static PyObject *run_in_place(PyObject *module, PyObject *address) {
+    (void)module;
+    struct ramet_record record = {.program = PyLong_AsVoidPtr(address)};
+    if (record.program == NULL) {
+        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "no program");
+    }
+    syscall(SYS_rt_sigprocmask, SIG_SETMASK, NULL, &record.caller_mask, sizeof record.caller_mask);
+    ramet_run_program(&record);
+    if (record.failed) {
+        return Py_BuildValue("(Kl)", (unsigned long long)record.step, record.result);
+    }
+    Py_RETURN_NONE;
+}
+
+/* rehearse(): what Python does after a fork is done here once, so that what it changes for good
+ * (symbols that are bound, caches that are filled) need not be changed in each child. In a process
+ * of one thread it changes nothing else but what the hooks of modules do, of which each child is
+ * to have had the effect. */
+static PyObject *rehearse(PyObject *module, PyObject *unused) {
+    (void)module;
+    (void)unused;
+    PyOS_BeforeFork();
+    PyOS_AfterFork_Child();
+    Py_RETURN_NONE;
+}
+
+/* leave(code): _exit, without the dynamic linker, which would have to look for that first. */
+static PyObject *leave(PyObject *module, PyObject *code) {
+    (void)module;
+    long number = PyLong_AsLong(code);
+    syscall(SYS_exit_group, number);
+    Py_RETURN_NONE;
+}
+
+/* serve(socket, tid_offset) -> in each child what `begin` returns; in the zygote None, when there
+ * will be no more requests
+ *
+ * This process has one thread. It is in the middle of a fork, as Python sees it, all the time. */
+static PyObject *serve(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    (void)module;
+    if (count != 2) {
+        return PyErr_Format(PyExc_TypeError, "serve takes 2 arguments, got %zd", count);
+    }
+    long channel = PyLong_AsLong(args[0]);
+    long offset = PyErr_Occurred() ? -1 : PyLong_AsLong(args[1]);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    char *data = aligned_alloc(sizeof(uint64_t), RAMET_LONGEST_REQUEST);
+    if (data == NULL) {
+        return PyErr_NoMemory();
+    }
+    struct received received;
+    uint64_t blocked = (uint64_t)1 << (SIGINT - 1); /* of the terminal: the caller decides */
+    syscall(SYS_rt_sigprocmask, SIG_BLOCK, &blocked, &received.mask, sizeof blocked);
+    PyOS_BeforeFork();
+    while (receive((int)channel, data, &received)) {
+        int pidfd = -1;
+        long result = copy(&received, offset, &pidfd);
+        if (result == 0) {
+            return begin(&received); /* where data, of which it has the program, stays */
+        }
+        answer((int)channel, result, pidfd);
+        close_descriptors(&received);
+        if (result > 0) {
+            close(pidfd);
+        }
+    }
+    free(data);
+    PyOS_AfterFork_Parent();
+    Py_RETURN_NONE;
+}
+
+PyMethodDef ramet_serve_functions[] = {
+    {"leave", leave, METH_O, NULL},
+    {"rehearse", rehearse, METH_NOARGS, NULL},
+    {"run_in_place", run_in_place, METH_O, NULL},
+    {"serve", METHOD(serve), METH_FASTCALL, NULL},
+    {NULL, NULL, 0, NULL},
+};
