@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, CalledProcessError, TimeoutExpired
 from typing import Any
@@ -41,6 +43,58 @@ def test_has_all_that_the_standard_one_has() -> None:
         process.wait()
         for name in vars(standard).keys() - {"pid", "_waitpid_lock", "_closed_child_pipe_fds"}:
             assert getattr(process, name) == getattr(standard, name)
+
+
+def test_again() -> None:
+    process = Popen(["false"])
+    assert process.wait() == 1
+    process.__init__(["true"])  # type: ignore[misc]
+    assert process.wait() == 0
+
+
+def test_subclasses() -> None:
+    class Mine(Popen):
+        called = False
+
+        def _execute_child(self, *args: Any) -> None:
+            self.called = True
+            super()._execute_child(*args)
+
+    with Mine(["true"]) as process:
+        assert process.called
+
+
+@pytest.mark.parametrize("options", [{}, {"umask": 0o22}])
+def test_audit(options: dict[str, Any]) -> None:
+    run_python(
+        "import sys, ramet\n"
+        "def hook(event, args):\n"
+        "    if event == 'subprocess.Popen':\n"
+        "        args[1].append('more')\n"
+        "        seen.append(args)\n"
+        "seen = []\n"
+        "sys.addaudithook(hook)\n"
+        "args = ['/bin/true']\n"
+        f"with ramet.Popen(args, **{options}) as process:\n"
+        "    assert process.args == ['/bin/true']\n"
+        "assert seen == [('/bin/true', ['/bin/true', 'more'], None, None)]\n"
+    )
+
+
+def test_arguments_are_asked_once() -> None:
+    class Once:
+        asked = 0
+
+        def __fspath__(self) -> str:
+            self.asked += 1
+            return f"argument {self.asked}"
+
+    argument = Once()
+    with pytest.raises(FileNotFoundError):
+        Popen(["/missing", argument])
+    assert argument.asked == 1
+    with Popen(["true", argument], start_timeout=10):
+        assert argument.asked == 2
 
 
 def test_nothing_to_run() -> None:
@@ -186,6 +240,21 @@ def test_dropped() -> None:
     assert done.stdout == "reaped\n"
     assert "still running" in done.stderr
     assert "was not waited for" not in done.stderr
+
+
+def test_children_that_were_dropped_are_reaped_by_later_starts() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        children = [ramet.spawn(["true"]) for _ in range(20)]
+        pidfds = [os.dup(child.pidfd) for child in children]
+        children.clear()
+    for pidfd in pidfds:
+        select.select([pidfd], [], [])
+        os.close(pidfd)
+    for _ in range(20):
+        ramet.spawn(["true"]).wait()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
 
 
 def test_the_end_of_the_interpreter() -> None:

@@ -197,7 +197,7 @@ def test_bad_options(zygote: Zygote) -> None:
     with pytest.raises(ValueError, match="setup of a child"):
         zygote.using(before_run=lambda program: program.write(9, bytes(70_000))).call(add, 1)
     long = zygote.using(env={"A": "x" * 70_000})
-    assert len(long.call(os.environ.get, "A")) == 70_000
+    assert long.call(os.getenv, "A") == "x" * 70_000
     assert zygote.call(add, 1) == 2
 
 

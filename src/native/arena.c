@@ -13,13 +13,13 @@
 
 /* What becomes one NULL-terminated array of pointers. */
 struct strings {
-    PyObject *list; /* of bytes; NULL: what the C library has as environ */
+    PyObject *tuple; /* of bytes; NULL: what the C library has as environ */
     size_t count;
     size_t size; /* of all strings, with their NULs */
 };
 
 static void drop(struct strings *strings) {
-    Py_CLEAR(strings->list);
+    Py_CLEAR(strings->tuple);
 }
 
 /* Takes a sequence of str, bytes and paths; None is environ, which os.environ changes with
@@ -32,19 +32,23 @@ static int take(struct strings *strings, PyObject *sequence) {
         }
         return 0;
     }
-    PyObject *list = PySequence_List(sequence);
-    strings->list = list;
-    strings->count = list == NULL ? 0 : (size_t)PyList_Size(list);
-    for (size_t i = 0; i < strings->count; i++) {
-        PyObject *encoded = NULL;
-        if (!PyUnicode_FSConverter(PyList_GetItem(list, (Py_ssize_t)i), (void *)&encoded)) {
-            drop(strings);
-            return -1;
+    /* Tuples, since an item may run Python code, which finds lists and changes them. */
+    PyObject *items = PySequence_Tuple(sequence);
+    Py_ssize_t count = items == NULL ? 0 : PyTuple_Size(items);
+    PyObject *encoded = items == NULL ? NULL : PyTuple_New(count);
+    for (Py_ssize_t i = 0; encoded != NULL && i < count; i++) {
+        PyObject *item = NULL;
+        if (!PyUnicode_FSConverter(PyTuple_GetItem(items, i), (void *)&item)) {
+            Py_CLEAR(encoded);
+            break;
         }
-        strings->size += (size_t)PyBytes_Size(encoded) + 1;
-        PyList_SetItem(list, (Py_ssize_t)i, encoded);
+        strings->size += (size_t)PyBytes_Size(item) + 1;
+        PyTuple_SetItem(encoded, i, item);
     }
-    return list == NULL ? -1 : 0;
+    Py_XDECREF(items);
+    strings->tuple = encoded;
+    strings->count = (size_t)count;
+    return encoded == NULL ? -1 : 0;
 }
 
 /* Where the next array and the next string go. */
@@ -58,9 +62,9 @@ struct place {
 static char **lay_out(const struct strings *strings, struct place *place) {
     char **array = place->array;
     for (size_t i = 0; i < strings->count; i++) {
-        const char *string = strings->list == NULL
+        const char *string = strings->tuple == NULL
                                  ? environ[i]
-                                 : PyBytes_AsString(PyList_GetItem(strings->list, (Py_ssize_t)i));
+                                 : PyBytes_AsString(PyTuple_GetItem(strings->tuple, (Py_ssize_t)i));
         size_t size = string == NULL ? 0 : strlen(string) + 1;
         if (string == NULL || size > (size_t)(place->end - place->text)) {
             PyErr_SetString(PyExc_RuntimeError, "the environment was changed while it was copied");

@@ -127,7 +127,7 @@ static void answer(int channel, int64_t result, int pidfd) {
 static long copy(const struct received *received, long tid_offset, int *pidfd) {
     const struct ramet_request *request = received->request;
     struct clone_args args = {
-        .flags = request->flags | CLONE_PARENT | CLONE_PIDFD,
+        .flags = request->flags | (uint64_t)(CLONE_PARENT | CLONE_PIDFD),
         .pidfd = (uint64_t)pidfd,
     };
     size_t size = CLONE_ARGS_SIZE_VER0;

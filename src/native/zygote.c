@@ -121,7 +121,10 @@ static PyObject *zygote_request(PyObject *module, PyObject *const *args, Py_ssiz
         return PyErr_Format(PyExc_TypeError, "request takes 4 arguments, got %zd", count);
     }
     long channel = PyLong_AsLong(args[1]);
-    if ((channel == -1 && PyErr_Occurred()) || take_descriptors(args[3], &question) < 0) {
+    if (channel < 0) {
+        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "no descriptor");
+    }
+    if (take_descriptors(args[3], &question) < 0) {
         return NULL;
     }
     Task *self = ramet_task_new(args[0]);

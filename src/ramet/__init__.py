@@ -10,6 +10,7 @@ All names are defined in private modules and exported here, and only here.
 """
 
 import os as _os
+import sys as _sys
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from ramet import lowlevel
@@ -79,10 +80,14 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module  # noqa: PLC0415
 
-    thing = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
-    thing.__module__ = __name__
-    globals()[name] = thing
-    return thing
+    import_module(f"{__name__}.{_LAZY[name]}")
+    for other, module in _LAZY.items():  # those that this has imported, too
+        if f"{__name__}.{module}" in _sys.modules and other not in globals():
+            thing = getattr(_sys.modules[f"{__name__}.{module}"], other, None)
+            if thing is not None:  # else another thread is importing it
+                thing.__module__ = __name__
+                globals()[other] = thing
+    return globals()[name]
 
 
 def __dir__() -> list[str]:

@@ -103,8 +103,6 @@ def clone(
 
     Source: clone(2), clone3.
     """
-    if waiting:
-        sweep()
     address = fn if type(fn) is int and 0 < fn < _WORD else _c_function(fn, flags)
     arg_address, arg_owner = (0, None) if arg is None else pointer(arg, "arg")
     if type(flags) is not int:  # the hash of an IntFlag is a call of Python
@@ -113,6 +111,8 @@ def clone(
     if ptid is tls is ctid is cgroup is exit_signal is None and set_tid == ():
         return start_simply(address, arg_address, (fn, arg_owner), flags, stacks)
 
+    if waiting:
+        sweep()
     ptid_address, ptid_owner = word(ptid, "ptid")
     tls_address, tls_owner = pointer(tls, "tls")
     ctid_address, ctid_owner = word(ctid, "ctid")
@@ -156,6 +156,8 @@ def start_simply(
         flags: `CloneFlags`, as a plain int.
         stacks: where the stack comes from.
     """
+    if waiting:
+        sweep()
     handle, wanted, signal, lasting = _simple_plans.get(flags) or _simple_plan(flags)
     keep = owners if lasting else None
     sys.audit("ramet.clone", fn, wanted)

@@ -105,16 +105,22 @@ class Popen(subprocess.Popen[Any]):
     def __init__(
         self, args: Path | Sequence[Path], *standard: Any, **options: Unpack[PopenOptions]
     ) -> None:
-        if not standard and not options and type(args) is list:
+        plain = not standard and not options and type(args) in _SEQUENCES
+        if plain and type(self) is Popen and not self._child_created:
             # In a hurry: all else is as the class has it.
             if subprocess._active:  # type: ignore[attr-defined]
                 subprocess._cleanup()  # type: ignore[attr-defined]
             self.args = args
-            self._start(_plain, args, args[0], None, None)
+            argv = list(args)
+            executable = argv[0]
+            sys.audit("subprocess.Popen", executable, argv, None, None)
+            self._start(_plain, argv, executable, None, None)
             return
         more: dict[str, Any] = dict(options)
         given = {_OURS[name]: more.pop(name) for name in _OURS.keys() & more.keys()}
-        self._options = {name: value for name, value in given.items() if value != _DEFAULTS[name]}
+        self._options = {
+            name: value for name, value in given.items() if value is not _DEFAULTS[name]
+        }
         super().__init__(args, *standard, **more)
 
     @property
@@ -186,6 +192,7 @@ class Popen(subprocess.Popen[Any]):
             argv = [executable, "-c", *argv]
         elif executable is None:
             executable = argv[0]
+        sys.audit("subprocess.Popen", executable, argv, cwd, env)
         descriptors: Descriptors = ((0, p2cread), (1, c2pwrite), (2, errwrite))
         if pass_fds:
             passed = {int(fd): int(fd) for fd in pass_fds}
@@ -214,7 +221,6 @@ class Popen(subprocess.Popen[Any]):
     def _start(
         self, prepared: Prepared, args: list[Path], executable: Path, env: Env | None, cwd: Any
     ) -> None:
-        sys.audit("subprocess.Popen", executable, args, cwd, env)
         paths = executables(executable, env)
         try:
             child = prepared.start(paths, args, env)
@@ -290,7 +296,9 @@ class _Blank(subprocess.Popen[Any]):
 # class has.
 for _name, _value in vars(_Blank(())).items():
     setattr(Popen, _name, _value)
+del _name, _value
 _plain = prepare()
+_SEQUENCES = (list, tuple)
 
 
 def _arguments(args: Path | Sequence[Path]) -> list[Path]:

@@ -13,6 +13,7 @@ import os
 import pwd
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
+from os import fspath
 from signal import SIGKILL, SIGPIPE, SIGXFSZ
 from typing import Any, NamedTuple
 
@@ -191,6 +192,7 @@ class Prepared(NamedTuple):
         # As `Program.execvp` and `Program.start` do it, but for one start, in a hurry.
         program, flags, suspends, simple, exit_signal, set_tid, cgroup, seconds, maps, _ = self
         base = program._code or program._compile()
+        args = [fspath(arg) for arg in args]  # asked once
         strings = None if env is None else env_strings(env)
         structures = _native.with_execs(base.structures, paths, args, strings)
         if simple:
@@ -210,7 +212,7 @@ class Prepared(NamedTuple):
                 child.close()
                 raise
         whole = program.copy()
-        whole.execvp(paths, args, env)
+        whole._add_execs(paths, args, strings)
         return whole._finish(child, seconds, suspended=suspends)
 
 

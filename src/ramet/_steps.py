@@ -655,7 +655,7 @@ class Steps:
 
         Source: execve(2).
         """
-        return self._add("execve", (path, list(args), Environment(env)), path=0)
+        return self._add("execve", (path, list(args), Environment(env_strings(env))), path=0)
 
     def execveat(
         self,
@@ -670,7 +670,7 @@ class Steps:
         Source: execveat(2).
         """
         flags |= 0 if path else AT_EMPTY_PATH
-        args_ = (fd, path, list(args), Environment(env), flags)
+        args_ = (fd, path, list(args), Environment(env_strings(env)), flags)
         return self._add("execveat", args_, spell=_EXECVEAT, path=1)
 
     def execvp(
@@ -686,9 +686,14 @@ class Steps:
         If there is none, the error is the first that says something other than that a file is
         missing.
         """
-        argv, envp = list(args), Environment(env)
+        self._add_execs(paths, list(args), env_strings(env))
+
+    def _add_execs(
+        self, paths: Sequence[Path], args: list[Path], strings: list[bytes] | None
+    ) -> None:
+        environment = Environment(strings)
         for i, path in enumerate(paths, 1):
-            self._add("execve", (path, argv, envp), path=0, or_next=i < len(paths))
+            self._add("execve", (path, args, environment), path=0, or_next=i < len(paths))
 
     def exit(self, status: int | Result = 0) -> Result:
         """End the child.
@@ -731,18 +736,14 @@ class Environment:
     """The environment of a program file, as it is now. Its values are shown nowhere.
 
     Args:
-        env: names and values; None for that of this process, as the C library has it.
-
-    Raises:
-        ValueError: a name has a "=" in it, or there is a NUL.
-        TypeError: a name or value is no string.
+        strings: as of `env_strings`; None for that of this process, as the C library has it.
     """
 
     __slots__ = ("block",)
 
-    def __init__(self, env: Env | None) -> None:
+    def __init__(self, strings: list[bytes] | None) -> None:
         # A copy: other threads may change the original while the child execs.
-        self.block = _native.strings(env_strings(env))
+        self.block = _native.strings(strings)
 
     def __repr__(self) -> str:
         return "/* environment */"
@@ -752,7 +753,7 @@ def env_strings(env: Env | None) -> list[bytes] | None:
     """Make the strings of an environment; None, for that of this process, is left.
 
     Raises:
-        ValueError: a name has a "=" in it.
+        ValueError: a name has a "=" in it, or there is a NUL.
         TypeError: a name or value is no string.
     """
     if env is None:
