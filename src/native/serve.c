@@ -21,6 +21,7 @@
 #include "zygote.h"
 
 #define FIRST_BEYOND_STANDARD 3
+#define CLONE_OURS ((uint64_t)CLONE_PARENT | (uint64_t)CLONE_PIDFD)
 
 /* A request that was received, and where its parts are. */
 struct received {
@@ -127,12 +128,12 @@ static void answer(int channel, int64_t result, int pidfd) {
 static long copy(const struct received *received, long tid_offset, int *pidfd) {
     const struct ramet_request *request = received->request;
     struct clone_args args = {
-        .flags = request->flags | (uint64_t)(CLONE_PARENT | CLONE_PIDFD),
+        .flags = request->flags | CLONE_OURS,
         .pidfd = (uint64_t)pidfd,
     };
     size_t size = CLONE_ARGS_SIZE_VER0;
     if (request->has_cgroup) {
-        args.cgroup = (uint64_t)received->descriptors[received->count - 1];
+        args.cgroup = (__u64)received->descriptors[received->count - 1];
         size = CLONE_ARGS_SIZE_VER2;
     }
     return ramet_copy_process(&args, size, request->use_clone != 0, tid_offset);

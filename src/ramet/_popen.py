@@ -111,7 +111,7 @@ class Popen(subprocess.Popen[Any]):
             if subprocess._active:  # type: ignore[attr-defined]
                 subprocess._cleanup()  # type: ignore[attr-defined]
             self.args = args
-            argv = list(args)
+            argv: list[Path] = list(args)  # type: ignore[arg-type] # no string
             executable = argv[0]
             sys.audit("subprocess.Popen", executable, argv, None, None)
             self._start(_plain, argv, executable, None, None)

@@ -192,7 +192,7 @@ class Prepared(NamedTuple):
         # As `Program.execvp` and `Program.start` do it, but for one start, in a hurry.
         program, flags, suspends, simple, exit_signal, set_tid, cgroup, seconds, maps, _ = self
         base = program._code or program._compile()
-        args = [fspath(arg) for arg in args]  # asked once
+        args = list(map(fspath, args))  # type: ignore[arg-type] # asked once
         strings = None if env is None else env_strings(env)
         structures = _native.with_execs(base.structures, paths, args, strings)
         if simple:
@@ -201,7 +201,7 @@ class Prepared(NamedTuple):
             assert isinstance(child, Child)  # noqa: S101 - for types
         else:
             child = begin(Code(structures, base), flags, exit_signal, set_tid, cgroup)
-        if suspends and not child._failed and child._has_execed():
+        if suspends and child._has_execed():
             return child
         if maps is not None:
             try:
