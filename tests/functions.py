@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import sys
 import threading
+import time
 from typing import Any, NoReturn
 
 
@@ -54,6 +56,37 @@ def state() -> dict[str, Any]:
         "threads": len(os.listdir("/proc/self/task")),
         "modules": sorted(sys.modules),
     }
+
+
+def identity() -> dict[str, Any]:
+    fds = sorted(int(fd) for fd in os.listdir("/proc/self/fd"))
+    with open("/proc/self/uid_map") as uids, open("/proc/self/gid_map") as gids:
+        return {
+            "uid": os.getuid(),
+            "gid": os.getgid(),
+            "uid_map": uids.read().split(),
+            "gid_map": gids.read().split(),
+            "fds": fds,
+        }
+
+
+def targets() -> dict[int, str]:
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found[int(fd)] = os.readlink(f"/proc/self/fd/{fd}")
+        except FileNotFoundError:
+            found[int(fd)] = "the listing"
+    return found
+
+
+def interrupt_self() -> str:
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
+    except KeyboardInterrupt:
+        return "interrupted"
+    return "not interrupted"
 
 
 def write(fd: int, text: bytes) -> None:

@@ -8,6 +8,8 @@ import os
 import pickle
 import resource
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,8 +24,11 @@ from tests.functions import (
     add,
     double,
     fail,
+    identity,
     ids,
+    interrupt_self,
     state,
+    targets,
     trace_of_a_product,
     unpicklable,
     write,
@@ -180,6 +185,78 @@ def test_namespaces(zygote: Zygote) -> None:
         assert theirs != os.readlink("/proc/self/ns/uts")
 
 
+def test_one_id_is_mapped_by_the_child(zygote: Zygote) -> None:
+    found = zygote.using(uid_map=7, gid_map=8).call(identity)
+    assert (found["uid"], found["gid"]) == (7, 8)
+    assert found["uid_map"] == ["7", str(os.geteuid()), "1"]
+    assert found["fds"] == [0, 1, 2, 3, 4]
+
+
+@root
+def test_many_ids_are_mapped_by_us(zygote: Zygote) -> None:
+    maps = [(0, 1000, 10), (10, 5000, 1)]
+    bound = zygote.using(uid_map=maps, gid_map=maps, user=10, group=5, fds={3: 0})
+    for _ in range(2):  # what one of them uses, the next has anew
+        found = bound.call(identity)
+        assert (found["uid"], found["gid"]) == (10, 5)
+        assert found["uid_map"] == ["0", "1000", "10", "10", "5000", "1"]
+        assert len(found["fds"]) == 6  # the result, and the listing
+    with pytest.raises(OSError, match="Invalid argument"):
+        zygote.using(uid_map=[(0, 1, 1), (0, 1, 1)]).call(identity)
+    assert zygote.call(add, 1) == 2
+
+
+def test_before_run(zygote: Zygote, tmp_path: Path) -> None:
+    def steps(program: ramet.Program) -> None:
+        program.mkdir(tmp_path / "made")
+        opened = program.open(tmp_path / "made" / "file", os.O_WRONLY | os.O_CREAT, 0o600)
+        program.write(opened, b"by the child")
+        program.close(opened)
+        program.chdir("made")
+
+    bound = zygote.using(cwd=tmp_path, before_run=steps)
+    assert bound.call(os.getcwd) == str(tmp_path.resolve() / "made")
+    assert (tmp_path / "made" / "file").read_bytes() == b"by the child"
+    with pytest.raises(FileExistsError, match=r"mkdirat\(.*made.*\) failed.*step 2 of 6") as caught:
+        bound.call(os.getcwd)
+    assert isinstance(caught.value, ramet.ChildError)
+    with bound.start(os.getcwd) as child:
+        assert isinstance(child.exception(), FileExistsError)
+    with pytest.raises(ValueError, match="in another process"):
+        zygote.using(before_run=lambda program: program.execve("/bin/true", ["true"]))
+
+
+def test_descriptors_at_any_number(zygote: Zygote, tmp_path: Path) -> None:
+    """Those that a child gets may have the numbers that it is given others at."""
+    paths = [tmp_path / name for name in "abcdef"]
+    files = [os.open(path, os.O_RDWR | os.O_CREAT) for path in paths]
+    for numbers in (
+        [3, 4, 5, 6, 7, 8],
+        [8, 7, 6, 5, 4, 3],
+        [4, 3, 200, 6, 5, 0],
+        [9, 2, 4, 1, 3, 8],
+    ):
+        bound = zygote.using(fds=dict(zip(numbers, files, strict=True)))
+        found = bound.call(targets)
+        assert {number: found[number] for number in numbers} == dict(
+            zip(numbers, map(str, paths), strict=True)
+        )
+        assert len(found.keys() - numbers - {0, 1, 2}) == 2  # the result, and the listing
+    with pytest.raises(OSError, match="can't have its descriptors"):
+        zygote.using(fds={1 << 30: files[0]}).call(targets)
+    for file in files:
+        os.close(file)
+
+
+def test_interrupts(zygote: Zygote) -> None:
+    """Those of the terminal go to all of its processes; the zygote is not to end by it."""
+    zygote.warm_up()
+    assert zygote.pid is not None
+    os.kill(zygote.pid, signal.SIGINT)
+    assert zygote.call(interrupt_self) == "interrupted"
+    assert signal.SIGINT not in zygote.call(signal.pthread_sigmask, signal.SIG_BLOCK, [])
+
+
 def test_cgroup(zygote: Zygote, cgroup: Path) -> None:
     text = zygote.using(cgroup=cgroup).call(Path.read_text, Path("/proc/self/cgroup"))
     assert text.strip().endswith(cgroup.name)
@@ -259,6 +336,43 @@ def test_functions_of_main() -> None:
         "    print(subprocess.check_output([sys.executable, file.name], text=True))\n"
     )
     assert done.stdout.split() == ["8"]
+
+
+def test_functions_of_a_main_module_that_is_run_by_name(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        "import ramet\n"
+        "def double(x): return 2 * x\n"
+        "if __name__ == '__main__':\n"
+        "    with ramet.Zygote() as zygote:\n"
+        "        print(zygote.call(double, 4))\n"
+    )
+    command = [sys.executable, "-m", "program"]
+    assert subprocess.check_output(command, text=True, cwd=tmp_path) == "8\n"
+
+
+def test_a_main_module_that_cannot_be_imported(tmp_path: Path) -> None:
+    run_python("import ramet\nwith ramet.Zygote() as z: assert z.call(pow, 2, 3) == 8\n")
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import ramet\n"
+        "if __name__ != '__main__': raise LookupError('not here')\n"
+        "try:\n"
+        "    ramet.Zygote().warm_up()\n"
+        "except ramet.ZygoteError as error:\n"
+        "    assert 'preloading __main__ failed' in str(error)\n"
+        "    assert 'not here' in str(error)\n"
+        "    print('told')\n"
+    )
+    assert subprocess.check_output([sys.executable, program], text=True) == "told\n"
+    stdin = "import ramet\nwith ramet.Zygote() as z: print(z.call(pow, 2, 3))\n"
+    assert subprocess.check_output([sys.executable], text=True, input=stdin) == "8\n"
+
+
+def test_cloudpickle(zygote: Zygote) -> None:
+    pytest.importorskip("cloudpickle", reason="not installed")
+    offset = 3
+    assert zygote.call(lambda x: x + offset, 4) == 7
+    assert zygote.call(lambda: lambda x: x + offset)(4) == 7
 
 
 # --- its life -----------------------------------------------------------------------------------

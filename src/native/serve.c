@@ -31,7 +31,7 @@ struct received {
     char *image;
     const char *rest;
     size_t rest_size;
-    uint64_t mask; /* the signal mask of the child */
+    int interrupts; /* SIGINT, which the zygote has blocked, is unblocked in the child */
     int descriptors[RAMET_MOST_DESCRIPTORS];
     size_t count;
 };
@@ -213,10 +213,18 @@ static char *relocate(const struct received *received) {
 static PyObject *begin(struct received *received) {
     PyOS_AfterFork_Child();
     long error = place_descriptors(received);
-    syscall(SYS_rt_sigprocmask, SIG_SETMASK, &received->mask, NULL, sizeof received->mask);
-    PyObject *kept = PyList_New((Py_ssize_t)received->request->kept);
-    for (uint64_t i = 0; kept != NULL && i < received->request->kept; i++) {
-        PyList_SetItem(kept, (Py_ssize_t)i, PyLong_FromLong(received->descriptors[i]));
+    if (received->interrupts) {
+        uint64_t blocked = (uint64_t)1 << (SIGINT - 1);
+        syscall(SYS_rt_sigprocmask, SIG_UNBLOCK, &blocked, NULL, sizeof blocked);
+    }
+    uint64_t count = received->request->kept;
+    PyObject *kept = PyList_New(0);
+    for (uint64_t i = 0; kept != NULL && i < count; i++) {
+        PyObject *number = PyLong_FromLong(received->descriptors[i]);
+        if (number == NULL || PyList_Append(kept, number) < 0) {
+            Py_CLEAR(kept);
+        }
+        Py_XDECREF(number);
     }
     return Py_BuildValue("(y#NNl)", received->rest, (Py_ssize_t)received->rest_size, kept,
                          PyLong_FromVoidPtr(relocate(received)), error);
@@ -257,17 +265,18 @@ static PyObject *leave(PyObject *module, PyObject *code) {
     Py_RETURN_NONE;
 }
 
-/* serve(socket, tid_offset) -> in each child what `begin` returns; in the zygote None, when there
- * will be no more requests
+/* serve(socket, tid_offset, whether SIGINT is unblocked in children) -> in each child what `begin`
+ * returns; in the zygote None, when there will be no more requests
  *
  * This process has one thread. It is in the middle of a fork, as Python sees it, all the time. */
 static PyObject *serve(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     (void)module;
-    if (count != 2) {
-        return PyErr_Format(PyExc_TypeError, "serve takes 2 arguments, got %zd", count);
+    if (count != 3) {
+        return PyErr_Format(PyExc_TypeError, "serve takes 3 arguments, got %zd", count);
     }
     long channel = PyLong_AsLong(args[0]);
     long offset = PyErr_Occurred() ? -1 : PyLong_AsLong(args[1]);
+    int interrupts = PyErr_Occurred() ? -1 : PyObject_IsTrue(args[2]);
     if (PyErr_Occurred()) {
         return NULL;
     }
@@ -275,9 +284,8 @@ static PyObject *serve(PyObject *module, PyObject *const *args, Py_ssize_t count
     if (data == NULL) {
         return PyErr_NoMemory();
     }
-    struct received received;
-    uint64_t blocked = (uint64_t)1 << (SIGINT - 1); /* of the terminal: the caller decides */
-    syscall(SYS_rt_sigprocmask, SIG_BLOCK, &blocked, &received.mask, sizeof blocked);
+    struct received received = {0};
+    received.interrupts = interrupts;
     PyOS_BeforeFork();
     while (receive((int)channel, data, &received)) {
         int pidfd = -1;

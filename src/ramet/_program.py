@@ -294,7 +294,7 @@ class Program(Steps):
             places of these.
 
         Raises:
-            ValueError: a step refers to memory of this process, or execs.
+            ValueError: a step execs.
         """
         image = bytearray(self._compile().structures)
         places = []
@@ -302,12 +302,13 @@ class Program(Steps):
             for number, arg in enumerate(step.args):
                 if arg is None or isinstance(arg, int | Result | ResultPointer):
                     continue
-                if not isinstance(arg, str | bytes | os.PathLike):
+                if isinstance(arg, list | tuple | Environment):
                     raise ValueError(f"{step} can't be made in another process")
                 place = _HEADER_SIZE + index * _STEP_SIZE + (1 + number) * _WORD_SIZE
                 places.append(place)
                 _ADDRESS.pack_into(image, place, len(image))
-                data = arg if isinstance(arg, bytes) else c_string(arg)
+                text = isinstance(arg, str | os.PathLike)
+                data = c_string(arg) if text else bytes(arg)  # type: ignore[call-overload]
                 image += data + bytes(_WORD_SIZE - len(data) % _WORD_SIZE)
         return bytes(image), struct.pack(f"={len(places)}Q", *places)
 

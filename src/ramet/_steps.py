@@ -374,6 +374,7 @@ class Steps:
             self._add("epoll_ctl", (epoll, _EPOLL_CTL_ADD, parent_pidfd, event))
             room = bytearray(16)
             self._add("epoll_pwait", (epoll, room, 1, 0, None, 8), expect=0)
+            self.close(epoll)
 
     def set_no_new_privs(self) -> Result:
         """Let no exec give privileges from here on.

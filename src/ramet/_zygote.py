@@ -329,8 +329,8 @@ class Zygote:
             no_new_privs: let no exec give privileges.
             hostname: needs NEWUTS.
             cgroup: the cgroup v2 directory to start in.
-            before_run: is given the `Program` of all this, to add steps, which come last. They
-                may refer to strings and bytes, but not to buffers here.
+            before_run: is given the `Program` of all this, to add steps, which come last. The child
+                has copies of the buffers that they refer to. They may not exec.
             timeout: seconds that `BoundZygote.call` waits before it kills the child.
 
         Raises:

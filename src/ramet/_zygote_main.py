@@ -12,6 +12,7 @@ import importlib
 import os
 import pickle
 import runpy
+import signal
 import sys
 import traceback
 import types
@@ -35,6 +36,8 @@ _REHEARSALS = 64
 
 def main(number: int) -> None:
     """Serve requests until the other side closes the socket."""
+    # Of the terminal: the other side decides what it means for the zygote.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     os.set_inheritable(number, False)
     told = pickle.loads(os.read(number, LONGEST_MESSAGE))  # noqa: S301 - our parent's
     error = _prepare(told)
@@ -46,7 +49,7 @@ def main(number: int) -> None:
     gc.collect()
     gc.freeze()
     os.write(number, READY)
-    begun = _native.serve(number, offset)
+    begun = _native.serve(number, offset, signal.SIGINT not in blocked)
     if begun is not None:
         _run(*begun)
 
