@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -468,19 +469,37 @@ def test_many_threads(zygote: Zygote) -> None:
     assert all(worker.result() for worker in workers)
 
 
-def test_nothing_is_left(zygote: Zygote) -> None:
+def test_5_000_tasks(zygote: Zygote) -> None:
+    """Neither side keeps anything, whatever becomes of them."""
     zygote.call(add, 1)
     before = len(os.listdir("/proc/self/fd"))
-    for i in range(300):
-        if i % 10 == 0:
-            with pytest.raises(ChildDiedError):
-                zygote.call(os._exit, 1)
-        else:
-            assert zygote.call(add, i) == i + 1
+    assert zygote.pid is not None
+    resident = _resident(zygote.pid)
+
+    def work(first: int) -> None:
+        for i in range(first, first + 1250):
+            if i % 50 == 0:
+                with pytest.raises(ChildDiedError):
+                    zygote.call(os._exit, 1)
+            elif i % 50 == 1:
+                with pytest.raises(LookupError):
+                    zygote.call(fail, "lookup")
+            else:
+                assert zygote.call(add, i) == i + 1
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(work, range(0, 5000, 1250)))
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) == before
-    assert zygote.pid is not None
     assert len(os.listdir(f"/proc/{zygote.pid}/fd")) == 4
+    assert _resident(zygote.pid) < resident + 512
+    assert os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None  # the zygote runs
+
+
+def _resident(pid: int) -> int:
+    """KiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0])
 
 
 # --- values -------------------------------------------------------------------------------------
