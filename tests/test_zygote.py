@@ -243,7 +243,7 @@ def test_descriptors_at_any_number(zygote: Zygote, tmp_path: Path) -> None:
             zip(numbers, map(str, paths), strict=True)
         )
         assert len(found.keys() - numbers - {0, 1, 2}) == 2  # the result, and the listing
-    with pytest.raises(OSError, match="can't have its descriptors"):
+    with pytest.raises(OSError, match="can't have these descriptors"):
         zygote.using(fds={1 << 30: files[0]}).call(targets)
     for file in files:
         os.close(file)

@@ -188,8 +188,9 @@ static long place_descriptors(struct received *received) {
                 next = fd;
             }
         }
-        if (next != first) {
-            syscall(SYS_close_range, first, next < 0 ? ~0U : (unsigned)next - 1, 0);
+        unsigned last = next < 0 ? ~0U : (unsigned)next - 1;
+        if (next != first && syscall(SYS_close_range, first, last, 0) < 0) {
+            return -errno;
         }
         first = next + 1;
     }

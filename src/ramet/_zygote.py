@@ -138,7 +138,7 @@ class FunctionChild(Generic[_T]):
 
     def _failure(self, step: int, result: int) -> OSError:
         if step < 0:
-            text = f"{os.strerror(-result)}: the child can't have its descriptors at their numbers"
+            text = f"{os.strerror(-result)}: the child can't have these descriptors, and no others"
             return OSError(-result, text)
         return self._setup._error(step, result)
 
