@@ -23,6 +23,7 @@ from ramet._threads import Thread
 if _TYPE_CHECKING:
     from ramet._child_error import ChildError
     from ramet._fork import fork
+    from ramet._isolated import isolated
     from ramet._popen import Popen, call, check_call, check_output, run
     from ramet._probe import Support, probe
     from ramet._program import Program, Result
@@ -53,6 +54,7 @@ __all__ = [
     "fork",
     "get_include",
     "get_library_dir",
+    "isolated",
     "lowlevel",
     "probe",
     "run",
@@ -65,6 +67,7 @@ _LAZY = {
     for module, names in {
         "_child_error": ("ChildError",),
         "_fork": ("fork",),
+        "_isolated": ("isolated",),
         "_popen": ("Popen", "call", "check_call", "check_output", "run"),
         "_probe": ("Support", "probe"),
         "_program": ("Program", "Result"),

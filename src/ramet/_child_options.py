@@ -1,0 +1,28 @@
+"""The options that a Python function's child can have, for what passes them on to a zygote."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import TypedDict
+
+from ramet._clone import HasFileno
+
+
+class ChildOptions(TypedDict, total=False):
+    """Those of `ramet.Zygote.using`, but for descriptors and the timeout."""
+
+    flags: int
+    cwd: str | os.PathLike[str] | None
+    env: Mapping[str, str] | None
+    rlimits: Mapping[int, int | tuple[int, int]] | None
+    umask: int
+    user: int | str | None
+    group: int | str | None
+    extra_groups: Iterable[int | str] | None
+    nice: int | None
+    affinity: Iterable[int] | None
+    start_new_session: bool
+    no_new_privs: bool
+    hostname: str | None
+    cgroup: int | str | os.PathLike[str] | HasFileno | None
