@@ -98,3 +98,40 @@ def trace_of_a_product(size: int) -> int:
 
     ones = np.ones((size, size))
     return int(np.trace(ones @ ones))
+
+
+def segfault() -> NoReturn:
+    import ctypes
+
+    ctypes.string_at(0)
+    raise AssertionError("there is something at address 0")
+
+
+def note(path: str, seconds: float) -> int:
+    """Leave a file with our id, and take some time."""
+    with open(path, "x") as file:
+        file.write(str(os.getpid()))
+    time.sleep(seconds)
+    return os.getpid()
+
+
+class Unwilling:
+    """Raises when it is pickled, or unpickled."""
+
+    def __init__(self, when: str) -> None:
+        self.when = when
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.when == "pickling":
+            raise ZeroDivisionError(self.when)
+        return Unwilling._make, (self.when, os.getpid())
+
+    @staticmethod
+    def _make(when: str, pid: int) -> Unwilling:
+        if pid != os.getpid():
+            raise ZeroDivisionError(when)
+        return Unwilling(when)
+
+
+def make_unwilling(when: str) -> Unwilling:
+    return Unwilling(when)

@@ -1,6 +1,6 @@
 """Run CPython's own tests of a module with ramet in its place.
 
-    python tests/peers/run.py subprocess|asyncio [-v]
+    python tests/peers/run.py subprocess|asyncio|futures [-v]
 
 Exits with 0 if all pass but those of NOT_OURS.
 """
@@ -13,8 +13,13 @@ import unittest
 from collections.abc import Iterator
 
 import ramet.aio
+import ramet.futures
 
-TESTS = {"subprocess": "test.test_subprocess", "asyncio": "test.test_asyncio.test_subprocess"}
+TESTS = {
+    "subprocess": "test.test_subprocess",
+    "asyncio": "test.test_asyncio.test_subprocess",
+    "futures": "test.test_concurrent_futures",
+}
 
 # These replace, or look at, what the standard modules are made of inside.
 NOT_OURS = {
@@ -34,6 +39,17 @@ NOT_OURS = {
         "test_popen_error_with_stdin_pipe": "replaces subprocess.Popen",
         "test_create_subprocess_fails_with_inactive_watcher": "ramet needs no child watcher",
     },
+    "futures": {},
+}
+
+# Those of the tests of executors that are about all of them, and where they are.
+EXECUTORS = {
+    "executor": ["ExecutorTest"],
+    "test_shutdown": ["ExecutorShutdownTest"],
+    "test_wait": ["WaitTests"],
+    "test_as_completed": ["AsCompletedTests"],
+    "test_process_pool": ["ProcessPoolExecutorTest"],
+    "test_deadlock": ["ExecutorDeadlockTest"],
 }
 
 
@@ -48,6 +64,28 @@ def replace_asyncio() -> None:
     if sys.version_info < (3, 14):
         # As the test with the inactive watcher does, on which the one after it relies.
         asyncio.set_event_loop(None)
+
+
+def replace_executors() -> None:
+    """Give this module the tests of executors, for ours, as `test_concurrent_futures` makes them."""
+    package = TESTS["futures"]
+    util = importlib.import_module(f"{package}.util")
+    mixin = type(
+        "CloneMixin", (util.ExecutorMixin,), {"executor_type": ramet.futures.CloneExecutor}
+    )
+    for name, tests in EXECUTORS.items():
+        module = importlib.import_module(f"{package}.{name}")
+        for test in tests:
+            util.create_executor_tests(globals(), getattr(module, test), executor_mixins=(mixin,))
+    shutdown = importlib.import_module(f"{package}.test_shutdown")
+    run = shutdown.assert_python_ok
+
+    def run_with_ours(option: str, code: str) -> object:
+        name = "CloneExecutor"
+        code = code.replace(f"concurrent.futures import {name}", f"ramet.futures import {name}")
+        return run(option, code)
+
+    shutdown.assert_python_ok = run_with_ours
 
 
 def ours(suite: unittest.TestSuite, left_out: dict[str, str]) -> Iterator[unittest.TestCase]:
