@@ -498,7 +498,7 @@ def test_nothing_is_left(executor: CloneExecutor) -> None:
     until(lambda: not _threads())
     before = len(os.listdir("/proc/self/fd"))
     threads = threading.active_count()
-    works = [os._exit if i % 10 == 0 else add for i in range(500)]
+    works: list[Callable[[int], int]] = [add if i % 10 else os._exit for i in range(500)]
     tasks: list[Future[int]] = [executor.submit(work, i) for i, work in enumerate(works)]
     cancelled = {i for i in range(300, 500, 7) if tasks[i].cancel()}
     assert threading.active_count() <= threads + 1
