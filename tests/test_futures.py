@@ -498,8 +498,9 @@ def test_nothing_is_left(executor: CloneExecutor) -> None:
     until(lambda: not _threads())
     before = len(os.listdir("/proc/self/fd"))
     threads = threading.active_count()
-    works: list[Callable[[int], int]] = [add if i % 10 else os._exit for i in range(500)]
-    tasks: list[Future[int]] = [executor.submit(work, i) for i, work in enumerate(works)]
+    tasks: list[Future[int]] = [
+        executor.submit(add, i) if i % 10 else executor.submit(os._exit, 1) for i in range(500)
+    ]
     cancelled = {i for i in range(300, 500, 7) if tasks[i].cancel()}
     assert threading.active_count() <= threads + 1
     for i, task in enumerate(tasks):
