@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator
 from concurrent import futures
 from concurrent.futures import CancelledError, Future
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
-from ramet import ChildDiedError, ZygoteError
-from ramet.futures import CloneExecutor
+from ramet import ChildDiedError, Zygote, ZygoteError
+from ramet.futures import CloneExecutor, ExecutorOptions
 from tests.functions import (
     add,
     fail,
@@ -206,6 +206,14 @@ def test_options(tmp_path: Path) -> None:
     os.close(read)
     with pytest.raises(TypeError, match="no_such_option"):
         CloneExecutor(no_such_option=1)  # type: ignore[call-arg]
+
+
+def test_the_options_are_those_of_zygotes() -> None:
+    """All of them, with their types."""
+    theirs = get_type_hints(Zygote.using)
+    for name in ("timeout", "return"):
+        del theirs[name]
+    assert get_type_hints(ExecutorOptions) == theirs
 
 
 def test_numpy_preloaded() -> None:

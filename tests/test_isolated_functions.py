@@ -374,7 +374,7 @@ def here(x):
 if __name__ == "__main__":
     dask.config.set({"distributed.worker.daemon": True})
     with (
-        LocalCluster(n_workers=2, threads_per_worker=2, processes=True, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None) as cluster,
         Client(cluster) as client,
     ):
         workers = set(client.run(os.getpid).values())

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import ramet
-from ramet import lowlevel
+from ramet import futures, lowlevel
 from tests.isolated import run_python
 
 PACKAGE = Path(ramet.__file__).parent
@@ -21,7 +21,7 @@ PACKAGE = Path(ramet.__file__).parent
 def test_public_names() -> None:
     assert sorted(ramet.__all__) == sorted(set(ramet.__all__))
     public = {name for name in vars(ramet) if not name.startswith("_")}
-    assert public - set(ramet.__all__) <= {"aio"}
+    assert public - set(ramet.__all__) <= {"aio", "futures"}
     assert set(ramet.__all__) <= public
 
 
@@ -38,7 +38,8 @@ def test_public_name(name: str) -> None:
 
 def test_modules_are_private() -> None:
     modules = {path.stem for path in PACKAGE.glob("*.py")} | {"_native"}
-    assert {name for name in modules if not name.startswith("_")} == {"aio", "lowlevel"}
+    public = {name for name in modules if not name.startswith("_")}
+    assert public == {"aio", "futures", "lowlevel"}
 
 
 def test_each_name_has_one_home() -> None:
@@ -103,7 +104,7 @@ def test_no_source_of_c_is_shipped() -> None:
 
 def callables() -> dict[str, object]:
     found: dict[str, object] = {}
-    for module in (ramet, lowlevel):
+    for module in (ramet, lowlevel, futures):
         for name in module.__all__:
             thing = getattr(module, name)
             path = f"{module.__name__}.{name}"

@@ -207,13 +207,19 @@ _zygotes: dict[tuple[tuple[str, ...], bool], Zygote] = {}  # the one used last i
 def _zygote(preload: tuple[str, ...], main: bool) -> Zygote:
     oldest = None
     with _lock:
-        zygote = _zygotes.pop((preload, main), None) or Zygote(preload, main=main)
+        zygote = _zygotes.pop((preload, main), None) or _new_zygote(preload, main)
         _zygotes[preload, main] = zygote
         if len(_zygotes) > _MOST_ZYGOTES:
             oldest = _zygotes.pop(next(iter(_zygotes)))
     if oldest is not None:
         oldest.close()
     return zygote
+
+
+def _new_zygote(preload: tuple[str, ...], main: bool) -> Zygote:
+    """Make one that also has what each of its children would have to import."""
+    ours = [name for name in (__name__, "cloudpickle") if name in sys.modules]
+    return Zygote((*preload, *ours), main=main)
 
 
 @atexit.register

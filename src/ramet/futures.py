@@ -20,8 +20,8 @@ from selectors import EVENT_READ, BaseSelector, DefaultSelector
 from typing import Any, ParamSpec, TypeVar, Unpack
 
 from ramet._child_options import ChildOptions
-from ramet._clone import HasFileno
 from ramet._deadlines import check_timeout
+from ramet._spawn import File
 from ramet._zygote import BoundZygote, ChildDiedError, FunctionChild, Zygote
 
 __all__ = ["CloneExecutor"]
@@ -34,7 +34,7 @@ _Work = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 class ExecutorOptions(ChildOptions, total=False):
     """Those of `ramet.Zygote.using`, but for the timeout."""
 
-    fds: Mapping[int, int | HasFileno] | None
+    fds: Mapping[int, File] | None
 
 
 class CloneExecutor(Executor):
