@@ -218,7 +218,7 @@ def _zygote(preload: tuple[str, ...], main: bool) -> Zygote:
 
 def _new_zygote(preload: tuple[str, ...], main: bool) -> Zygote:
     """Make one that also has what each of its children would have to import."""
-    ours = [name for name in (__name__, "cloudpickle") if name in sys.modules]
+    ours = [name for name in (__name__, "cloudpickle") if sys.modules.get(name)]
     return Zygote((*preload, *ours), main=main)
 
 

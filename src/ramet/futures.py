@@ -113,6 +113,9 @@ class CloneExecutor(Executor):
         Args:
             wait: until all is done.
             cancel_futures: cancel the tasks that were not started yet.
+
+        Raises:
+            KeyboardInterrupt: while it waits; the tasks go on.
         """
         self._manager.shutdown(wait, cancel_futures)
 
