@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import selectors
 from collections.abc import Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from resource import struct_rusage
 from typing import assert_type
 
 import ramet
 from ramet import Child, CloneFlags, ExitStatus, Support, Thread, lowlevel
+from ramet.futures import CloneExecutor
 
 
 def start(fn: int, directory: Path, selector: selectors.BaseSelector) -> None:
@@ -73,6 +75,20 @@ def use_popen() -> None:
         assert_type(process.exit_status, ExitStatus | None)
     ramet.Popen(["true"], nice="low")  # type: ignore[arg-type]
     ramet.Popen(["true"], no_such_option=1)  # type: ignore[call-arg]
+
+
+def use_functions() -> None:
+    def length(text: str, *, twice: bool = False) -> int:
+        return len(text) * (1 + twice)
+
+    with CloneExecutor(2, preload=["json"], timeout=3, nice=1) as executor:
+        assert_type(executor.submit(length, "a", twice=True), Future[int])
+        executor.submit(length, 3)  # type: ignore[arg-type]
+    CloneExecutor(nice="low")  # type: ignore[arg-type]
+    assert_type(ramet.isolated(length, timeout=3, rlimits={7: 50})("a"), int)
+    assert_type(ramet.isolated(timeout=3)(length)("a", twice=True), int)
+    ramet.isolated(length)(3)  # type: ignore[arg-type]
+    ramet.isolated(length, no_such_option=3)  # type: ignore[call-overload]
 
 
 def use_flags() -> None:
