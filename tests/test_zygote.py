@@ -456,6 +456,44 @@ def test_in_a_fork(zygote: Zygote) -> None:
     assert zygote.call(add, 1) == 2
 
 
+def check(condition: bool) -> None:
+    assert condition
+
+
+def test_in_a_fork_while_others_use_it(zygote: Zygote) -> None:
+    zygote.warm_up()
+    with zygote._lock:  # as another thread would
+        in_fork(lambda: check(zygote.call(add, 4) == 5))
+
+
+def test_a_zygote_that_takes_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "slow.py").write_text("import time; time.sleep(60)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with Zygote(["slow"], main=False, timeout=0.5) as slow:
+        with pytest.raises(ZygoteError, match=r"not ready after 0\.5 seconds"):
+            slow.warm_up()
+        assert slow.pid is None
+
+
+def test_results_of_children_whose_status_is_lost(zygote: Zygote) -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        assert zygote.call(add, 1) == 2
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_manager_of_multiprocessing() -> None:
+    run_python(
+        "import multiprocessing, operator, ramet\n"
+        "context = multiprocessing.get_context('spawn')\n"
+        "with context.Manager() as manager, ramet.Zygote(main=False) as zygote:\n"
+        "    shared = manager.list([1])\n"
+        "    zygote.call(operator.setitem, shared, 0, 2)\n"
+        "    assert list(shared) == [2]\n"
+    )
+
+
 def test_not_to_be_pickled(zygote: Zygote) -> None:
     with pytest.raises(TypeError, match="make one where it is used"):
         pickle.dumps(zygote)

@@ -14,16 +14,18 @@ import socket
 import struct
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from types import MappingProxyType, TracebackType
 from typing import Any, Generic, NamedTuple, ParamSpec, Self, TypeVar
+from weakref import WeakSet
 
 from ramet import _native, _values
 from ramet._child import Child, ExitStatus
 from ramet._clone import Call, HasFileno, cgroup_descriptor, make_call
-from ramet._deadlines import check_timeout
+from ramet._deadlines import check_timeout, deadline_after
 from ramet._flags import CloneFlags
 from ramet._fork import check_flags_of_copy
 from ramet._native import Descriptor
@@ -144,11 +146,15 @@ class FunctionChild(Generic[_T]):
 
     def _wait(self, timeout: float | None) -> tuple[Any, ...]:
         if self._outcome is None:
-            status = self.child.wait(timeout)
+            lost = status = None
+            try:
+                status = self.child.wait(timeout)
+            except ChildProcessError as error:  # it has ended, and there may be a result
+                lost = error
             try:
                 self._outcome = _values.load(self._file.fileno())
             except _values.UnfinishedError:
-                raise ChildDiedError(status) from None
+                raise lost or ChildDiedError(status) from None  # type: ignore[arg-type] # one of them
             self.close()
         return self._outcome
 
@@ -207,18 +213,18 @@ class Zygote:
             env: its environment; by default that of this process.
             main: also import the main module of this program, as multiprocessing does, so that
                 functions of it can be run.
-            timeout: seconds that the start of the zygote may take, until it execs.
+            timeout: seconds that the start of the zygote may take, with all imports.
         """
         self._preload = tuple(preload)
         self._flags = operator.index(flags)
         self._env = None if env is None else dict(env)
         self._main = main
-        self._timeout = timeout
+        self._timeout = check_timeout(timeout)
         self._lock = threading.Lock()
         self._process: Child | None = None
         self._channel: socket.socket | None = None
-        self._pid = os.getpid()
         self._options = _Options()
+        _zygotes.add(self)
 
     # --- requests ---------------------------------------------------------------------------
 
@@ -464,13 +470,11 @@ class Zygote:
 
     def _running(self) -> socket.socket:
         """Return the channel to the zygote, which is started if there is none."""
-        if self._pid != os.getpid():  # a fork: it is the zygote of our parent
-            self._process = self._channel = None
-            self._pid = os.getpid()
         if self._channel is not None and self._process is not None:
             if self._process.poll() is None:
                 return self._channel
             self._end()
+        deadline = deadline_after(self._timeout)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             process = spawn(
@@ -488,10 +492,17 @@ class Zygote:
         process._quiet = True
         self._process, self._channel = process, ours
         try:
+            if deadline is not None:
+                ours.settimeout(max(deadline - time.monotonic(), 0.001))
             ours.send(pickle.dumps(self._told()))
             answer = ours.recv(LONGEST_MESSAGE)
+            ours.settimeout(None)
         except ConnectionError:
             answer = b""
+        except TimeoutError:
+            process.kill()
+            self._end()
+            raise ZygoteError(f"the zygote was not ready after {self._timeout} seconds") from None
         except BaseException:
             self._end()
             raise
@@ -504,7 +515,15 @@ class Zygote:
 
     def _told(self) -> dict[str, Any]:
         main = _main_module() if self._main else None
-        return {"path": sys.path, "preload": self._preload, "main": main, "argv": sys.argv}
+        process = sys.modules.get("multiprocessing.process")
+        return {
+            "path": sys.path,
+            "preload": self._preload,
+            "main": main,
+            "argv": sys.argv,
+            # By which processes of multiprocessing know each other.
+            "authkey": None if process is None else bytes(process.current_process().authkey),
+        }
 
     def _died(self) -> ZygoteError:
         process = self._process
@@ -521,13 +540,28 @@ class Zygote:
         if channel is not None:
             channel.close()
         if process is not None:
-            if self._pid == os.getpid() and process.poll() is None:
+            if process.poll() is None:
                 try:
                     process.wait(1)  # it ends by itself, unless it hangs in an import
                 except TimeoutError:
                     process.kill()
                     process.wait()
             process.close()
+
+
+_zygotes: WeakSet[Zygote] = WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    """Leave the zygotes to the process that has started them; whoever held a lock is not here."""
+    for zygote in _zygotes:
+        zygote._lock = threading.Lock()
+        if zygote._channel is not None:
+            zygote._channel.close()
+        zygote._process = zygote._channel = None
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class BoundZygote:

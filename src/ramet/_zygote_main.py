@@ -62,6 +62,9 @@ def _prepare(told: dict[str, Any]) -> str:
     sys.path[:] = told["path"]
     for name in THREAD_VARIABLES:
         os.environ.setdefault(name, "1")
+    if told["authkey"] is not None:
+        process = importlib.import_module("multiprocessing.process")
+        process.current_process().authkey = told["authkey"]
     if told["main"] is not None:
         sys.argv[:] = told["argv"]
     for name in (*(["__main__"] if told["main"] is not None else []), *told["preload"]):
