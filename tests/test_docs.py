@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import runpy
+import sys
 from pathlib import Path
+from subprocess import check_output
 
 import pytest
 
@@ -63,3 +65,10 @@ def test_quickstart(capfd: pytest.CaptureFixture[str]) -> None:
         "without CLONE_SIGHAND",
     ):
         assert expected in output
+
+
+def test_workers() -> None:
+    example = str(ROOT / "examples/workers.py")
+    output = check_output([sys.executable, "-X", "dev", "-W", "error", example], text=True)
+    assert "A pool: ['1', '3/2', '11/6', '7381/2520']" in output
+    assert "A loader: [0, 1, 4, 9] [16, 25, 36, 49] [64, 81]" in output

@@ -21,7 +21,7 @@ PACKAGE = Path(ramet.__file__).parent
 def test_public_names() -> None:
     assert sorted(ramet.__all__) == sorted(set(ramet.__all__))
     public = {name for name in vars(ramet) if not name.startswith("_")}
-    assert public - set(ramet.__all__) <= {"aio", "futures"}
+    assert public - set(ramet.__all__) <= {"aio", "futures", "mp"}
     assert set(ramet.__all__) <= public
 
 
@@ -39,7 +39,7 @@ def test_public_name(name: str) -> None:
 def test_modules_are_private() -> None:
     modules = {path.stem for path in PACKAGE.glob("*.py")} | {"_native"}
     public = {name for name in modules if not name.startswith("_")}
-    assert public == {"aio", "futures", "lowlevel"}
+    assert public == {"aio", "futures", "lowlevel", "mp"}
 
 
 def test_each_name_has_one_home() -> None:

@@ -365,6 +365,10 @@ def test_a_main_module_that_cannot_be_imported(tmp_path: Path) -> None:
         "    print('told')\n"
     )
     assert subprocess.check_output([sys.executable, program], text=True) == "told\n"
+    program.write_text("import ramet\nramet.Zygote().call(pow, 2, 3)\n")
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "the main module starts a zygote while it is imported by one" in done.stderr
     stdin = "import ramet\nwith ramet.Zygote() as z: print(z.call(pow, 2, 3))\n"
     assert subprocess.check_output([sys.executable], text=True, input=stdin) == "8\n"
 

@@ -22,7 +22,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Generic, NamedTuple, ParamSpec, Self, TypeVar
 from weakref import WeakSet
 
-from ramet import _native, _values
+from ramet import _native, _values, _zygote_main
 from ramet._child import Child, ExitStatus
 from ramet._clone import Call, HasFileno, cgroup_descriptor, make_call
 from ramet._deadlines import check_timeout, deadline_after
@@ -474,6 +474,11 @@ class Zygote:
             if self._process.poll() is None:
                 return self._channel
             self._end()
+        if _zygote_main.importing_main:
+            raise RuntimeError(
+                "the main module starts a zygote while it is imported by one: what it does, beside "
+                'to define things, belongs under if __name__ == "__main__":'
+            )
         deadline = deadline_after(self._timeout)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:

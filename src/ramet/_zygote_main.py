@@ -30,6 +30,9 @@ THREAD_VARIABLES = (
     *("NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"),
 )
 
+importing_main = False
+"""Whether this process is a zygote that imports the main module of the other side."""
+
 # How often a function has to run until the interpreter has adapted its code (PEP 659).
 _REHEARSALS = 64
 
@@ -87,6 +90,8 @@ def _prepare(told: dict[str, Any]) -> str:
 
 def _import_main(kind: str, name: str) -> None:
     """Import the main module of the other side under the name that multiprocessing gives it."""
+    global importing_main  # noqa: PLW0603 - of this process
+    importing_main = True
     module = types.ModuleType("__mp_main__")
     if kind == "module":
         names = runpy.run_module(name, run_name=module.__name__, alter_sys=True)
@@ -94,6 +99,7 @@ def _import_main(kind: str, name: str) -> None:
         names = runpy.run_path(name, run_name=module.__name__)
     module.__dict__.update(names)
     sys.modules["__main__"] = sys.modules[module.__name__] = module
+    importing_main = False
 
 
 def _threads() -> int:

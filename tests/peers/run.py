@@ -1,14 +1,16 @@
 """Run CPython's own tests of a module with ramet in its place.
 
-    python tests/peers/run.py subprocess|asyncio|futures [-v]
+    python tests/peers/run.py subprocess|asyncio|multiprocessing|pools|executors [--short] [-v]
 
-Exits with 0 if all pass but those of NOT_OURS.
+Exits with 0 if all pass but those of NOT_OURS. Some take minutes; --short runs the part of them
+that does not.
 """
 
 import asyncio
 import importlib
 import multiprocessing
 import pickle
+import pkgutil
 import subprocess
 import sys
 import unittest
@@ -22,10 +24,30 @@ import ramet.futures
 TESTS = {
     "subprocess": "test.test_subprocess",
     "asyncio": "test.test_asyncio.test_subprocess",
-    "futures": "test.test_concurrent_futures.util",
+    "multiprocessing": "test._test_multiprocessing",
+    "pools": "test.test_concurrent_futures",
+    "executors": "test.test_concurrent_futures.util",
 }
 
-# These replace, or look at, what the standard modules are made of inside.
+# Where a context is used for all that it does, and little waits for time to pass.
+SHORT = {
+    "multiprocessing": [
+        "WithProcessesTestProcess",
+        "WithProcessesTestSubclassingProcess",
+        "WithProcessesTestPool",
+        "WithProcessesTestQueue",
+        "WithProcessesTestValue",
+        "WithProcessesTestHeap",
+        "WithManagerTestMyManager",
+        "TestInitializers",
+        "TestCloseFds",
+        "TestForkAwareThreadLock",
+        "TestResourceTracker",
+    ],
+    "pools": ["ProcessPoolSpawnProcessPoolExecutorTest", "ProcessPoolSpawnAsCompletedTest"],
+}
+
+# Most of these replace, or look at, what the standard modules are made of inside.
 NOT_OURS = {
     "subprocess": {
         "test__use_vfork": "replaces subprocess._fork_exec",
@@ -43,11 +65,85 @@ NOT_OURS = {
         "test_popen_error_with_stdin_pipe": "replaces subprocess.Popen",
         "test_create_subprocess_fails_with_inactive_watcher": "ramet needs no child watcher",
     },
-    "futures": {
+    "multiprocessing": {
+        # Of this name no other interpreter knows; tests/test_mp.py has the same for ramet.mp.
+        "TestFlags.test_flags": "starts an interpreter that is to have a context of the name",
+        "TestNoForkBomb.test_noforkbomb": "starts an interpreter that is to have a context of "
+        "the name",
+        "TestStartMethod.test_context": "starts processes by the standard methods, which are told "
+        "the name of the default here",
+        "WithThreadsTestPool.test_terminate": "threads, not processes: CPython 3.11's now "
+        "and then waits for one that sleeps",
+    },
+    "pools": {},
+    "executors": {
         "test_cancel_futures": "relies on a task's being started before 49 others are submitted",
         "test_shutdown_deadlock_pickle": "looks at the manager thread of ProcessPoolExecutor",
     },
 }
+
+
+def tests_of_subprocess() -> unittest.TestSuite:
+    subprocess.Popen = ramet.Popen  # type: ignore[assignment,misc] # what run and the tests use
+    return unittest.defaultTestLoader.loadTestsFromName(TESTS["subprocess"])
+
+
+def tests_of_asyncio() -> unittest.TestSuite:
+    for module in (asyncio, asyncio.subprocess):
+        module.create_subprocess_exec = ramet.aio.create_subprocess_exec  # type: ignore[attr-defined]
+        module.create_subprocess_shell = ramet.aio.create_subprocess_shell  # type: ignore[attr-defined]
+    if sys.version_info < (3, 14):
+        # As the test with the inactive watcher does, on which the one after it relies.
+        asyncio.set_event_loop(None)
+    return unittest.defaultTestLoader.loadTestsFromName(TESTS["asyncio"])
+
+
+# --- ramet.mp -----------------------------------------------------------------------------------
+
+REGISTRATION = """
+import multiprocessing.context, ramet.mp
+multiprocessing.context._concrete_contexts["ramet"] = ramet.mp.get_context()
+"""
+
+
+def register_context() -> None:
+    """Let the tests have it by its name, also in the interpreters that they start for a code."""
+    exec(REGISTRATION, {})  # noqa: S102 - our own
+    script_helper: Any = importlib.import_module("test.support.script_helper")
+    run = script_helper.run_python_until_end
+
+    def run_registered(*args: str, **options: object) -> object:
+        if "-c" in args:
+            code = args.index("-c") + 1
+            args = (*args[:code], REGISTRATION + args[code], *args[code + 1 :])
+        return run(*args, **options)
+
+    script_helper.run_python_until_end = run_registered
+
+
+def tests_of_multiprocessing() -> unittest.TestSuite:
+    register_context()
+    # Not by the name of a package: it is in the path of all processes.
+    return unittest.defaultTestLoader.loadTestsFromName("multiprocessing_tests")
+
+
+def tests_of_pools() -> unittest.TestSuite:
+    """Load the tests of process pools that spawn, which do not do so here."""
+    register_context()
+    package = importlib.import_module(TESTS["pools"])
+    if hasattr(package, "__path__"):  # from 3.12 on
+        names = [
+            f"{package.__name__}.{module.name}" for module in pkgutil.iter_modules(package.__path__)
+        ]
+        mixin = importlib.import_module(f"{package.__name__}.util").ProcessPoolSpawnMixin
+    else:
+        names, mixin = [package.__name__], package.ProcessPoolSpawnMixin
+    mixin.ctx = "ramet"
+    suite = unittest.defaultTestLoader.loadTestsFromNames(names)
+    return unittest.TestSuite(test for test in ours(suite, {}) if isinstance(test, mixin))
+
+
+# --- ramet.futures ------------------------------------------------------------------------------
 
 # The tests that are for executors of any kind, but that on deadlocks for pools of processes.
 EXECUTORS = {
@@ -59,19 +155,6 @@ EXECUTORS = {
 }
 
 
-def replace_subprocess() -> None:
-    subprocess.Popen = ramet.Popen  # type: ignore[assignment,misc] # what run and the tests use
-
-
-def replace_asyncio() -> None:
-    for module in (asyncio, asyncio.subprocess):
-        module.create_subprocess_exec = ramet.aio.create_subprocess_exec  # type: ignore[attr-defined]
-        module.create_subprocess_shell = ramet.aio.create_subprocess_shell  # type: ignore[attr-defined]
-    if sys.version_info < (3, 14):
-        # As the test with the inactive watcher does, on which the one after it relies.
-        asyncio.set_event_loop(None)
-
-
 class CloneExecutor(ramet.futures.CloneExecutor):
     """Some tests name a context of multiprocessing."""
 
@@ -79,9 +162,9 @@ class CloneExecutor(ramet.futures.CloneExecutor):
         super().__init__(max_workers)
 
 
-def replace_executors() -> None:
+def tests_of_executors() -> unittest.TestSuite:
     """Give this module the tests of executors, for ours, as each of theirs makes them."""
-    util: Any = importlib.import_module(TESTS["futures"])
+    util: Any = importlib.import_module(TESTS["executors"])
     own = {"executor_type": CloneExecutor, "get_context": multiprocessing.get_context}
     mixin = type("CloneMixin", (util.ExecutorMixin,), own)
     for name, tests in EXECUTORS.items():
@@ -92,6 +175,7 @@ def replace_executors() -> None:
             module.BrokenProcessPool = (ramet.ChildDiedError, SystemExit, pickle.UnpicklingError)
         if name == "test_shutdown":
             module.assert_python_ok = partial(run_with_ours, module.assert_python_ok)
+    return unittest.defaultTestLoader.loadTestsFromName("__main__")
 
 
 def run_with_ours(run: Callable[..., object], *args: str) -> object:
@@ -100,23 +184,26 @@ def run_with_ours(run: Callable[..., object], *args: str) -> object:
     return run(*(arg.replace(theirs, "from ramet.futures import CloneExecutor") for arg in args))
 
 
+# --- all ----------------------------------------------------------------------------------------
+
+
 def ours(suite: unittest.TestSuite, left_out: dict[str, str]) -> Iterator[unittest.TestCase]:
     for test in suite:
         if isinstance(test, unittest.TestSuite):
             yield from ours(test, left_out)
-        elif test.id().rpartition(".")[2] not in left_out:
-            yield test
+        else:
+            _, case, name = test.id().rsplit(".", 2)
+            if name not in left_out and f"{case}.{name}" not in left_out:
+                yield test
 
 
 if __name__ == "__main__":
     peer = sys.argv[1]
-    {
-        "subprocess": replace_subprocess,
-        "asyncio": replace_asyncio,
-        "futures": replace_executors,
-    }[peer]()
-    module = importlib.import_module("__main__" if peer == "futures" else TESTS[peer])
-    suite = unittest.defaultTestLoader.loadTestsFromModule(module)
-    tests = unittest.TestSuite(ours(suite, NOT_OURS[peer]))
-    result = unittest.TextTestRunner(verbosity=1 + ("-v" in sys.argv)).run(tests)
+    tests = list(ours(globals()[f"tests_of_{peer}"](), NOT_OURS[peer]))
+    if unittest.defaultTestLoader.errors:
+        raise ImportError("\n".join(map(str, unittest.defaultTestLoader.errors)))
+    if "--short" in sys.argv and peer in SHORT:
+        tests = [test for test in tests if type(test).__name__ in SHORT[peer]]
+    runner = unittest.TextTestRunner(verbosity=1 + ("-v" in sys.argv))
+    result = runner.run(unittest.TestSuite(tests))
     sys.exit(not result.wasSuccessful() or not result.testsRun)
