@@ -1,9 +1,11 @@
 """How long it takes to run a Python function in a fresh process, and to have its result.
 
-Compares ramet.Zygote with os.fork and with multiprocessing's ways, for a function that does nothing
-and for one that uses numpy, in a process of next to no memory and in one of 2 GiB. Within a
-process the candidates take turns, so that whatever else the machine does falls on all of them
-alike; the ratios of the medians count.
+Compares ramet.Zygote, ramet.futures.CloneExecutor, processes of ramet.mp and ramet.fork with
+os.fork, with multiprocessing's ways and with loky, for a function that does nothing and for one
+that uses numpy, in a process of next to no memory and in one of 2 GiB. All that preload have numpy
+preloaded; loky has a new executor for each task, since its processes are not fresh otherwise.
+Within a process the candidates take turns, so that whatever else the machine does falls on all of
+them alike; the ratios of the medians count.
 
     python benchmarks/functions.py [--turns N]
 """
@@ -14,14 +16,20 @@ import argparse
 import multiprocessing
 import os
 from collections.abc import Callable
+from multiprocessing.context import BaseContext
 
+import loky  # type: ignore[import-untyped]
 from turns import PARENTS, Values, benchmark, grow, in_each_parent, repeat, take_turns
 
-import ramet
+import ramet.mp
+from ramet.futures import CloneExecutor
 
 ZYGOTE, FORK, RAMET_FORK = "Zygote.call", "os.fork", "ramet.fork"
-SERVER, SPAWN = "multiprocessing forkserver", "multiprocessing spawn"
-CHILDREN = {ZYGOTE: 20, FORK: 5, RAMET_FORK: 5, SERVER: 2, SPAWN: 2}
+EXECUTOR, MP = "CloneExecutor", "ramet.mp"
+MP_FORK, SERVER = "multiprocessing fork", "multiprocessing forkserver"
+SPAWN, LOKY = "multiprocessing spawn", "loky"
+CHILDREN = {ZYGOTE: 20, EXECUTOR: 20, MP: 20, FORK: 5, RAMET_FORK: 5, MP_FORK: 5}
+CHILDREN |= dict.fromkeys((SERVER, SPAWN, LOKY), 2)
 
 
 def nothing() -> None:
@@ -37,7 +45,10 @@ def product() -> float:
 
 
 def candidates(
-    zygote: ramet.Zygote, function: Callable[[], object]
+    zygote: ramet.Zygote,
+    executor: CloneExecutor,
+    own: ramet.mp.Context,
+    function: Callable[[], object],
 ) -> dict[str, Callable[[], object]]:
     """Make what is compared: each runs the function once."""
 
@@ -56,11 +67,7 @@ def candidates(
         with child:
             child.wait()
 
-    def process(method: str) -> Callable[[], None]:
-        context = multiprocessing.get_context(method)
-        if method == "forkserver":
-            context.set_forkserver_preload(["__main__", "numpy"])
-
+    def process(context: BaseContext) -> Callable[[], None]:
         def start() -> None:
             child = context.Process(target=function)  # type: ignore[attr-defined]
             child.start()
@@ -68,22 +75,36 @@ def candidates(
 
         return start
 
+    def loky_task() -> None:
+        with loky.ProcessPoolExecutor(1) as pool:
+            pool.submit(function).result()
+
+    names = ("fork", "forkserver", "spawn")
+    standard: dict[str, BaseContext] = {name: multiprocessing.get_context(name) for name in names}
+    standard["forkserver"].set_forkserver_preload(["__main__", "numpy"])
     return {
         ZYGOTE: lambda: zygote.call(function),
+        EXECUTOR: lambda: executor.submit(function).result(),
+        MP: process(own),
         FORK: os_fork,
         RAMET_FORK: ramet_fork,
-        SERVER: process("forkserver"),
-        SPAWN: process("spawn"),
+        MP_FORK: process(standard["fork"]),
+        SERVER: process(standard["forkserver"]),
+        SPAWN: process(standard["spawn"]),
+        LOKY: loky_task,
     }
 
 
 def measure(resident: int, name: str, turns: int) -> None:
     """Measure and report for one parent, which is this process."""
     memory = grow(resident)
-    with ramet.Zygote(preload=["numpy"]) as zygote:
-        zygote.warm_up()
+    with (
+        ramet.Zygote(preload=["numpy"]) as zygote,
+        CloneExecutor(1, preload=["numpy"]) as executor,
+        ramet.mp.get_context(preload=["numpy"]) as own,
+    ):
         for function in (nothing, product):
-            starts = candidates(zygote, function)
+            starts = candidates(zygote, executor, own, function)
             loops = {candidate: repeat(start) for candidate, start in starts.items()}
             values = take_turns(loops, CHILDREN, turns)
             report(f"{function.__name__}, parent with {name} resident", values)
