@@ -15,8 +15,23 @@ def add(a: int, b: int = 1) -> int:
     return a + b
 
 
+def nap() -> str:
+    time.sleep(0.1)
+    return "slept"
+
+
 def ids() -> tuple[int, int]:
     return os.getpid(), os.getppid()
+
+
+class MuteError(Exception):
+    """Neither travels nor says anything."""
+
+    def __reduce__(self) -> Any:
+        raise TypeError("stays here")
+
+    def __str__(self) -> str:
+        raise TypeError("no text")
 
 
 class OddError(Exception):
@@ -30,6 +45,8 @@ class OddError(Exception):
 def fail(kind: str) -> NoReturn:
     if kind == "odd":
         raise OddError(1, 2)
+    if kind == "mute":
+        raise MuteError
     if kind == "exit":
         sys.exit(7)
     raise LookupError(kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import ast
 import gc
 import os
 import pickle
@@ -15,11 +16,12 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import ramet
-from ramet import ChildDiedError, CloneFlags, Zygote, ZygoteError, _values
+from ramet import ChildDiedError, CloneFlags, FunctionChild, Zygote, ZygoteError, _values
 from tests import functions
 from tests.functions import (
     add,
@@ -28,6 +30,7 @@ from tests.functions import (
     identity,
     ids,
     interrupt_self,
+    nap,
     state,
     targets,
     trace_of_a_product,
@@ -378,6 +381,265 @@ def test_cloudpickle(zygote: Zygote) -> None:
     offset = 3
     assert zygote.call(lambda x: x + offset, 4) == 7
     assert zygote.call(lambda: lambda x: x + offset)(4) == 7
+
+
+# --- what goes wrong ----------------------------------------------------------------------------
+
+
+def test_no_room_for_the_pidfd() -> None:
+    run_python(
+        "import errno, os, resource, ramet\n"
+        "with ramet.Zygote(main=False) as zygote:\n"
+        "    zygote.call(abs, -1)\n"
+        "    seen = []\n"
+        "    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "    free = []\n"
+        "    for fd in range(1000):\n"
+        "        try: os.fstat(fd)\n"
+        "        except OSError: free.append(fd)\n"
+        "    for room in range(6):\n"
+        "        resource.setrlimit(resource.RLIMIT_NOFILE, (free[room], hard))\n"
+        "        try:\n"
+        "            seen.append(zygote.call(abs, -1))\n"
+        "        except OSError as error:\n"
+        "            seen.append(error.errno)\n"
+        "        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))\n"
+        "    assert seen == [errno.EMFILE] * 2 + [1] * 4, seen\n"
+        "    assert zygote.call(abs, -2) == 2\n"
+        "try:\n"
+        "    os.waitpid(-1, 0)\n"
+        "except ChildProcessError:\n"
+        "    pass\n"
+        "else:\n"
+        "    raise AssertionError('a child is left')\n"
+    )
+
+
+def test_large_results_hold_no_descriptor(zygote: Zygote) -> None:
+    zygote.warm_up()
+    before = len(os.listdir("/proc/self/fd"))
+    kept = [zygote.call(bytearray, 1 << 18) for _ in range(20)]
+    assert len(os.listdir("/proc/self/fd")) == before
+    kept[3][5] = 7
+    assert (kept[3][5], kept[4][5]) == (7, 0)
+
+
+def test_files_of_a_preload_are_not_the_childs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "opens.py").write_text(
+        "import os\n"
+        "files = [os.open(__file__, os.O_RDONLY) for _ in range(3)]\n"
+        "print('text of a preload')\n"
+        "def numbers(): return files\n"
+        "def names(): return [os.readlink(f'/proc/self/fd/{file}') for file in files]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with Zygote(["opens"], main=False) as one:
+        import opens  # type: ignore[import-not-found]
+
+        assert one.call(opens.names) == ["/dev/null"] * 3
+        places = one.call(targets)
+        assert all(places[file] == "/dev/null" for file in one.call(opens.numbers))
+    for file in opens.files:
+        os.close(file)
+
+
+def test_text_of_a_preload_is_printed_once(tmp_path: Path) -> None:
+    (tmp_path / "says.py").write_text("print('once')\n")
+    done = run_python(
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "import ramet\n"
+        "with ramet.Zygote(['says'], main=False) as zygote:\n"
+        "    for _ in range(3): zygote.call(abs, 1)\n"
+    )
+    assert done.stdout == "once\n"
+
+
+@pytest.mark.parametrize("closed", [[0], [1], [0, 1, 2]])
+def test_closed_standard_streams(tmp_path: Path, closed: list[int]) -> None:
+    """They are closed in the child, too, and nothing else is in their places."""
+    output = tmp_path / "output"
+    run_python(
+        "import os, ramet\n"
+        "from tests.functions import targets\n"
+        f"for fd in {closed}: os.close(fd)\n"
+        "with ramet.Zygote(main=False) as zygote:\n"
+        "    found = [zygote.call(targets), zygote.call(targets)]\n"
+        "    zygote.call(print, 'to nobody')\n"
+        f"with open({str(output)!r}, 'w') as file: print(found, file=file)\n",
+        check=False,
+    )
+    for found in ast.literal_eval(output.read_text()):
+        assert all(found.get(fd, "the listing") == "the listing" for fd in closed)
+
+
+def test_classes_of_the_main_module(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import ramet\n"
+        "class Mine:\n"
+        "    pass\n"
+        "class MyError(Exception):\n"
+        "    pass\n"
+        "def fail(): raise MyError('mine')\n"
+        "if __name__ == '__main__':\n"
+        "    with ramet.Zygote() as zygote:\n"
+        "        print(type(zygote.call(Mine)).__name__)\n"
+        "        try: zygote.call(fail)\n"
+        "        except Exception as error: print(type(error).__name__, error)\n"
+    )
+    done = subprocess.check_output([sys.executable, program], text=True)
+    assert done == "Mine\nMyError mine\n"
+
+
+def test_functions_of_a_main_module_that_is_no_file() -> None:
+    pytest.importorskip("cloudpickle", reason="not installed")
+    code = (
+        "import ramet\n"
+        "def seven(): return 7\n"
+        "with ramet.Zygote() as zygote: print(zygote.call(seven))\n"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "7\n"
+
+
+def test_many_arguments_of_the_program(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import ramet, sys\n"
+        "def count(): return len(sys.argv)\n"
+        "if __name__ == '__main__':\n"
+        "    with ramet.Zygote() as zygote: print(zygote.call(count))\n"
+    )
+    command = [sys.executable, str(program), *["x" * 100] * 5000]
+    assert subprocess.check_output(command, text=True) == "5001\n"
+
+
+def test_bad_descriptors_cost_the_zygote_nothing(zygote: Zygote) -> None:
+    zygote.warm_up()
+    pid = zygote.pid
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        zygote.using(fds={5: 999}).call(add, 1)
+    with pytest.raises(ValueError, match="at most 64"):
+        zygote.using(fds=dict.fromkeys(range(3, 103), 0)).call(add, 1)
+    for fds in ({1 << 32: 0}, {-1: 0}, {"a": 0}, {5: 1 << 32}):
+        with pytest.raises(ValueError, match="descriptor"):
+            zygote.using(fds=fds)  # type: ignore[arg-type]
+    assert zygote.call(add, 1) == 2
+    assert zygote.pid == pid
+
+
+def test_a_handler_that_raises_in_the_middle(zygote: Zygote) -> None:
+    """The child that comes after all is not left behind."""
+    zygote.warm_up()
+    assert zygote.pid is not None
+    stopped = zygote.pid
+
+    def interrupt(*_: object) -> None:
+        os.kill(stopped, signal.SIGCONT)
+        raise LookupError("a handler")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    os.kill(stopped, signal.SIGSTOP)
+    os.waitid(os.P_PID, stopped, os.WSTOPPED | os.WNOWAIT)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        with pytest.raises(LookupError):
+            zygote.call(time.sleep, 60)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert zygote.call(add, 1) == 2
+    zygote.close()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, 0)
+
+
+def test_a_handler_that_needs_the_zygote(zygote: Zygote) -> None:
+    zygote.warm_up()
+    assert zygote.pid is not None
+    stopped = zygote.pid
+    told = []
+
+    def use(*_: object) -> None:
+        try:
+            zygote.close()
+        except RuntimeError as error:
+            told.append(str(error))
+        os.kill(stopped, signal.SIGCONT)
+
+    before = signal.signal(signal.SIGALRM, use)
+    os.kill(stopped, signal.SIGSTOP)
+    os.waitid(os.P_PID, stopped, os.WSTOPPED | os.WNOWAIT)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        assert zygote.call(add, 1) == 2
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert told == ["this thread is in the middle of a request to the zygote"]
+
+
+def test_results_are_asked_for_more_than_once(zygote: Zygote) -> None:
+    with zygote.start(add, 1) as child:
+        pass
+    assert child.result() == child.result() == 2
+    bad: FunctionChild[Any]
+    dead: FunctionChild[Any]
+    with zygote.start(fail, "lookup") as bad, zygote.start(os._exit, 3) as dead:
+        pass
+    for _ in range(2):
+        with pytest.raises(LookupError):
+            bad.result()
+        with pytest.raises(ChildDiedError):
+            dead.result()
+    slow = zygote.start(nap)
+    waiters = [Background(slow.result) for _ in range(8)]
+    assert [waiter.result() for waiter in waiters] == ["slept"] * 8
+
+
+def test_pid_namespaces_are_for_children(zygote: Zygote) -> None:
+    with pytest.raises(ValueError, match="NEWPID: the first process"):
+        Zygote(flags=CloneFlags.NEWPID)
+
+
+def test_children_are_not_told_to_use_one_thread(zygote: Zygote) -> None:
+    assert not [name for name in zygote.call(state)["env"] if name.endswith("_NUM_THREADS")]
+
+
+def test_in_a_cycle() -> None:
+    done = run_python(
+        "import gc, ramet\n"
+        "class Holder: pass\n"
+        "holder = Holder()\n"
+        "holder.zygote = ramet.Zygote(main=False)\n"
+        "holder.zygote.holder = holder\n"
+        "holder.zygote.call(abs, 1)\n"
+        "del holder\n"
+        "gc.collect()\n"
+    )
+    assert done.stderr == ""
+
+
+def test_exceptions_that_say_nothing(zygote: Zygote) -> None:
+    with pytest.raises(RuntimeError, match="MuteError"):
+        zygote.call(fail, "mute")
+
+
+def test_exceptions_by_value(zygote: Zygote) -> None:
+    pytest.importorskip("cloudpickle", reason="not installed")
+
+    class LocalError(Exception):
+        pass
+
+    def raise_it() -> None:
+        raise LocalError("by value")
+
+    with pytest.raises(Exception, match="by value") as caught:
+        zygote.call(raise_it)
+    assert type(caught.value).__name__ == "LocalError"
+
+
+def test_map_with_options(zygote: Zygote) -> None:
+    assert list(zygote.using(nice=2).map(os.nice, [0, 0, 0])) == [2, 2, 2]
 
 
 # --- its life -----------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ static int exec_module(PyObject *module) {
         PyType_Spec *spec;
     } types[] = {
         {"Descriptor", &ramet_descriptor_spec},
+        {"Mapping", &ramet_mapping_spec},
         {"Pool", &ramet_pool_spec},
         {"Status", &ramet_status_spec},
         {"Task", &ramet_task_spec},

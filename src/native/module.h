@@ -26,6 +26,7 @@ extern PyMethodDef ramet_serve_functions[];
 extern PyMethodDef ramet_task_functions[];
 extern PyMethodDef ramet_zygote_functions[];
 extern PyType_Spec ramet_descriptor_spec;
+extern PyType_Spec ramet_mapping_spec;
 extern PyType_Spec ramet_pool_spec;
 extern PyType_Spec ramet_status_spec;
 extern PyType_Spec ramet_task_spec;

@@ -21,6 +21,7 @@
 #include "zygote.h"
 
 #define FIRST_BEYOND_STANDARD 3
+#define MOST_OWN 256
 #define CLONE_OURS ((uint64_t)CLONE_PARENT | (uint64_t)CLONE_PIDFD)
 
 /* A request that was received, and where its parts are. */
@@ -31,6 +32,8 @@ struct received {
     char *image;
     const char *rest;
     size_t rest_size;
+    int own[MOST_OWN]; /* numbers that the zygote has files at */
+    size_t own_count;
     int interrupts; /* SIGINT, which the zygote has blocked, is unblocked in the child */
     int descriptors[RAMET_MOST_DESCRIPTORS];
     size_t count;
@@ -156,6 +159,41 @@ static int stays(const struct received *received, uint64_t i) {
     return i < kept ? received->descriptors[i] : (int)received->numbers[i - kept];
 }
 
+static int is_staying(const struct received *received, int fd) {
+    for (uint64_t i = 0; i < received->request->kept + received->request->numbers; i++) {
+        if (stays(received, i) == fd) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
+/* What the zygote itself has opened is not the child's; but somebody there knows the number, which
+ * must not become that of another file. Returns -errno. */
+static long cover(const struct received *received) {
+    int null = -1;
+    for (size_t i = 0; i < received->own_count; i++) {
+        int fd = received->own[i];
+        if (is_staying(received, fd)) {
+            continue;
+        }
+        if (null < 0) {
+            null = open("/dev/null", O_RDWR | O_CLOEXEC);
+        }
+        if (null < 0 || (null != fd && dup3(null, fd, O_CLOEXEC) < 0)) {
+            return -errno;
+        }
+    }
+    int stays_open = null < 0;
+    for (size_t i = 0; i < received->own_count; i++) {
+        stays_open |= received->own[i] == null;
+    }
+    if (!stays_open) {
+        close(null);
+    }
+    return 0;
+}
+
 /* Gives each descriptor its number, and closes all others. Returns -errno. */
 static long place_descriptors(struct received *received) {
     const struct ramet_request *request = received->request;
@@ -194,7 +232,7 @@ static long place_descriptors(struct received *received) {
         }
         first = next + 1;
     }
-    return 0;
+    return cover(received);
 }
 
 /* Makes addresses of the offsets in the image. Returns where it is. */
@@ -266,26 +304,38 @@ static PyObject *leave(PyObject *module, PyObject *code) {
     Py_RETURN_NONE;
 }
 
-/* serve(socket, tid_offset, whether SIGINT is unblocked in children) -> in each child what `begin`
- * returns; in the zygote None, when there will be no more requests
+static int take_own(PyObject *list, struct received *received) {
+    Py_ssize_t count = PyList_Size(list);
+    if (count > MOST_OWN) {
+        PyErr_SetString(PyExc_ValueError, "too many files are open");
+    }
+    for (Py_ssize_t i = 0; i < count && !PyErr_Occurred(); i++) {
+        received->own[i] = (int)PyLong_AsLong(PyList_GetItem(list, i));
+    }
+    received->own_count = (size_t)count;
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+/* serve(socket, tid_offset, whether SIGINT is unblocked in children, list of open files) -> in each
+ * child what `begin` returns; in the zygote None, when there will be no more requests
  *
  * This process has one thread. It is in the middle of a fork, as Python sees it, all the time. */
 static PyObject *serve(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     (void)module;
-    if (count != 3) {
-        return PyErr_Format(PyExc_TypeError, "serve takes 3 arguments, got %zd", count);
+    if (count != 4) {
+        return PyErr_Format(PyExc_TypeError, "serve takes 4 arguments, got %zd", count);
     }
     long channel = PyLong_AsLong(args[0]);
     long offset = PyErr_Occurred() ? -1 : PyLong_AsLong(args[1]);
     int interrupts = PyErr_Occurred() ? -1 : PyObject_IsTrue(args[2]);
-    if (PyErr_Occurred()) {
+    struct received received = {0};
+    if (PyErr_Occurred() || take_own(args[3], &received) < 0) {
         return NULL;
     }
     char *data = aligned_alloc(sizeof(uint64_t), RAMET_LONGEST_REQUEST);
     if (data == NULL) {
         return PyErr_NoMemory();
     }
-    struct received received = {0};
     received.interrupts = interrupts;
     PyOS_BeforeFork();
     while (receive((int)channel, data, &received)) {

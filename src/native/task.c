@@ -4,6 +4,7 @@
  * remains to be done to others. Waiting is in wait.c; all else is Python.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/sched.h>
 #include <signal.h>
 #include <stddef.h>
@@ -194,6 +195,7 @@ static void task_dealloc(PyObject *object) {
 
 /* Whose exit status the kernel does not give to us. */
 #define AUTOREAP (1ULL << 34) /* CLONE_AUTOREAP, Linux 7.1 */
+#define FIRST_BEYOND_STANDARD 3
 #define NOT_OURS (CLONE_THREAD | CLONE_PARENT | AUTOREAP)
 
 Task *ramet_task_new(PyObject *type) {
@@ -210,6 +212,14 @@ void ramet_task_started(Task *self, pid_t pid, unsigned long long flags) {
     self->waitable = (flags & NOT_OURS) ? 0 : 1;
     self->owner = getpid();
     self->generation = ramet_generation();
+    /* Where a standard stream is closed, its number is not for this: it would be taken for one. */
+    if (self->pidfd >= 0 && self->pidfd < FIRST_BEYOND_STANDARD) {
+        int higher = fcntl(self->pidfd, F_DUPFD_CLOEXEC, FIRST_BEYOND_STANDARD);
+        if (higher >= 0) {
+            close(self->pidfd);
+            self->pidfd = higher;
+        }
+    }
 }
 
 int ramet_task_parse_rest(PyObject *const *rest, struct clone_args *args, size_t *size,

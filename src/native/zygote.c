@@ -5,12 +5,17 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <linux/sched.h>
+#include <poll.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "task.h"
 #include "zygote.h"
+
+#define PATIENCE 1000 /* milliseconds that an answer may take which nobody waits for */
 
 struct question {
     Py_buffer message;
@@ -63,6 +68,35 @@ static ssize_t receive(int channel, int64_t *result, int *pidfd) {
     return size;
 }
 
+/* Nobody will have this child: it ends, and is forgotten. */
+static void disown(int64_t pid) {
+    kill((pid_t)pid, SIGKILL);
+    while (waitpid((pid_t)pid, NULL, __WALL) < 0 && errno == EINTR) {
+    }
+}
+
+/* A signal handler has raised: the answer is still to come, and the child in it is not wanted. */
+static void throw_away(int channel) {
+    PyObject *type = NULL;
+    PyObject *value = NULL;
+    PyObject *traceback = NULL;
+    PyErr_Fetch(&type, &value, &traceback);
+    struct pollfd entry = {.fd = channel, .events = POLLIN};
+    Py_BEGIN_ALLOW_THREADS
+        if (poll(&entry, 1, PATIENCE) > 0) {
+            int64_t result = 0;
+            int pidfd = -1;
+            if (receive(channel, &result, &pidfd) > 0 && result > 0) {
+                disown(result);
+            }
+            if (pidfd >= 0) {
+                close(pidfd);
+            }
+        }
+    Py_END_ALLOW_THREADS
+    PyErr_Restore(type, value, traceback);
+}
+
 /* Returns the pid, -errno of what the zygote has tried, 0 if it is gone, or INT64_MIN with an
  * exception set. The pidfd is in the handle before a signal handler of Python may raise. */
 static int64_t converse(int channel, const struct question *question, int *pidfd) {
@@ -77,6 +111,9 @@ static int64_t converse(int channel, const struct question *question, int *pidfd
             Py_END_ALLOW_THREADS
             errno = error;
             if (size < 0 && errno == EINTR && PyErr_CheckSignals() < 0) {
+                if (asked) {
+                    throw_away(channel);
+                }
                 return INT64_MIN;
             }
         } while (size < 0 && errno == EINTR);
@@ -139,6 +176,10 @@ static PyObject *zygote_request(PyObject *module, PyObject *const *args, Py_ssiz
         return (PyObject *)self;
     }
     Py_DECREF((PyObject *)self);
+    if (result > 0) { /* there was no room for the pidfd */
+        disown(result);
+        result = -EMFILE;
+    }
     if (result == INT64_MIN) {
         return NULL;
     }

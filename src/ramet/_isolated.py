@@ -6,7 +6,6 @@ What is carried is the function and the options; a zygote is made by the process
 from __future__ import annotations
 
 import atexit
-import contextlib
 import functools
 import os
 import sys
@@ -17,6 +16,7 @@ from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, Unpack, overloa
 
 from ramet._child_options import ChildOptions
 from ramet._deadlines import check_timeout
+from ramet._values import find_cloudpickle
 from ramet._zygote import Zygote
 
 _P = ParamSpec("_P")
@@ -128,7 +128,7 @@ class Isolated(Generic[_P, _T]):
         machines do not have our main module. What cannot go by name goes by cloudpickle.
         """
         found = _is_found(self)
-        cloudpickle = _cloudpickle()
+        cloudpickle = find_cloudpickle()
         if found and (self.__module__ != "__main__" or cloudpickle is None):
             return str(self.__qualname__)
         if cloudpickle is None or _by_value.now or _is_found(self.__wrapped__):
@@ -187,15 +187,7 @@ def _is_found(thing: Any) -> bool:
 
 
 def _load(data: bytes) -> Any:
-    return _cloudpickle().loads(data)
-
-
-def _cloudpickle() -> Any:
-    with contextlib.suppress(ImportError):
-        import cloudpickle  # type: ignore[import-not-found,import-untyped,unused-ignore] # noqa: PLC0415
-
-        return cloudpickle
-    return None
+    return find_cloudpickle().loads(data)
 
 
 # --- the zygotes of this process ----------------------------------------------------------------

@@ -518,15 +518,27 @@ def _limits(both: int | Sequence[int]) -> int | tuple[int, int]:
     return soft, hard
 
 
-def _numbers(fds: Mapping[int, File]) -> dict[int, int]:
-    numbers = {}
+def check_fds(fds: Mapping[int, File]) -> dict[int, File]:
+    """Refuse numbers that no descriptor has.
+
+    Raises:
+        ValueError: there are such.
+    """
     for target, file in fds.items():
         if not isinstance(target, int) or not 0 <= target < MOST_FDS:
             raise ValueError(f"fds must have descriptors as keys, not {target!r}")
+        if isinstance(file, int) and not 0 <= file < MOST_FDS:
+            raise ValueError(f"fds[{target}] is no descriptor: {file!r}")
+    return {int(target): file for target, file in fds.items()}
+
+
+def _numbers(fds: Mapping[int, File]) -> dict[int, int]:
+    numbers = {}
+    for target, file in check_fds(fds).items():
         number = file if isinstance(file, int) else file.fileno()
         if not 0 <= number < MOST_FDS:
             raise ValueError(f"fds[{target}] is no descriptor: {file!r}")
-        numbers[int(target)] = int(number)
+        numbers[target] = int(number)
     return numbers
 
 

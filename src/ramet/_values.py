@@ -8,16 +8,19 @@ finished is told from one that was.
 from __future__ import annotations
 
 import contextlib
-import mmap
+import fcntl
 import os
 import pickle
 import struct
 from collections.abc import Sequence
 from typing import Any
 
+from ramet import _native
+
 _HEADER = struct.Struct("=8sQ")  # a mark, written last, and the number of parts
 _DONE = b"ramet\0\0\1"
 _LENGTH = 8
+_STANDARD = 2
 _ALIGNMENT = 64
 _MAPPED = 1 << 17  # bytes from which on a file is mapped; a copy of fewer is faster
 
@@ -28,27 +31,43 @@ class UnfinishedError(Exception):
 
 def new_file(name: str) -> int:
     """Make an empty memory file; close-on-exec."""
-    return os.memfd_create(f"ramet-{name}")
+    return beyond_standard(os.memfd_create(f"ramet-{name}"))
 
 
-def encode(value: object) -> tuple[bytes, list[pickle.PickleBuffer]]:
+def beyond_standard(fd: int) -> int:
+    """Move a descriptor to where nobody takes it for a standard stream that is closed."""
+    if fd > _STANDARD:
+        return fd
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _STANDARD + 1)
+    finally:
+        os.close(fd)
+
+
+def encode(value: object, *, by_value: bool = False) -> tuple[bytes, list[pickle.PickleBuffer]]:
     """Make the parts of a value: the pickle, and the large buffers that it refers to.
 
     Functions and classes that pickle cannot find by name are carried by cloudpickle, where that is
     installed.
 
+    Args:
+        value: the value.
+        by_value: let cloudpickle have it in any case; what is of the main module comes along.
+
     Raises:
         Exception: what pickle raises for a value that it cannot carry.
     """
     buffers: list[pickle.PickleBuffer] = []
+    cloudpickle = find_cloudpickle() if by_value else None
     try:
-        return pickle.dumps(value, protocol=5, buffer_callback=buffers.append), buffers
+        if cloudpickle is None:
+            return pickle.dumps(value, protocol=5, buffer_callback=buffers.append), buffers
     except (pickle.PicklingError, AttributeError, TypeError):
-        cloudpickle = _cloudpickle()
+        cloudpickle = find_cloudpickle()
         if cloudpickle is None:
             raise
         buffers.clear()
-        return cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append), buffers
+    return cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append), buffers
 
 
 def write(data: bytes, buffers: Sequence[pickle.PickleBuffer], fd: int) -> None:
@@ -84,9 +103,7 @@ def load(fd: int) -> Any:
     if size < _HEADER.size:
         raise UnfinishedError
     # What refers to the buffers may write to them, either way.
-    memory = memoryview(
-        bytearray(size) if size < _MAPPED else mmap.mmap(fd, size, mmap.MAP_PRIVATE)
-    )
+    memory = memoryview(bytearray(size) if size < _MAPPED else _native.Mapping(fd, size))
     if size < _MAPPED:
         os.preadv(fd, [memory], 0)
     mark, count = _HEADER.unpack_from(memory)
@@ -115,7 +132,8 @@ def _write(fd: int, part: bytes | memoryview, offset: int) -> None:
         written += os.pwrite(fd, memoryview(part)[written:], offset + written)
 
 
-def _cloudpickle() -> Any:
+def find_cloudpickle() -> Any:
+    """Import cloudpickle; None if it is not installed."""
     with contextlib.suppress(ImportError):
         import cloudpickle  # type: ignore[import-not-found,import-untyped,unused-ignore] # noqa: PLC0415
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import operator
 import os
-import pickle
 import socket
 import struct
 import sys
@@ -17,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import count
 from types import MappingProxyType, TracebackType
 from typing import Any, Generic, NamedTuple, ParamSpec, Self, TypeVar
@@ -30,18 +30,19 @@ from ramet._flags import CloneFlags
 from ramet._fork import check_flags_of_copy
 from ramet._native import Descriptor
 from ramet._program import Program
-from ramet._spawn import File, IdMap, IdMaps, group_id, setup, spawn, user_id
+from ramet._spawn import File, IdMap, IdMaps, check_fds, group_id, setup, spawn, user_id
 from ramet._zygote_main import LONGEST_MESSAGE, READY
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _PARENT, _NEWUSER = int(CloneFlags.PARENT), int(CloneFlags.NEWUSER)
-_INTO_CGROUP = int(CloneFlags.INTO_CGROUP)
+_INTO_CGROUP, _NEWPID = int(CloneFlags.INTO_CGROUP), int(CloneFlags.NEWPID)
 _MOST_INLINE = 1 << 15  # bytes of a function and its arguments that go with the request
 _REQUEST = struct.Struct("=7Q")  # struct ramet_request, src/native/zygote.h
-_CODE = "from ramet._zygote_main import main; main({})"
-_CHANNEL = 3
+_CODE = "import sys; sys.path.append({!r}); from ramet._zygote_main import main; main({}, {})"
+_CHANNEL, _FILE = 3, 4
+_HERE = os.path.dirname(os.path.dirname(__file__))
 
 
 class ZygoteError(Exception):
@@ -77,7 +78,8 @@ class ChildDiedError(Exception):
 class FunctionChild(Generic[_T]):
     """A child that runs a Python function.
 
-    As a context manager it is waited for at the end of the block. When it is dropped it goes on.
+    As a context manager it is waited for at the end of the block; its result can be asked for also
+    after that. When it is dropped it goes on.
 
     Attributes:
         child: the `Child`, with its pidfd.
@@ -87,6 +89,7 @@ class FunctionChild(Generic[_T]):
         self.child = child
         self._file = os.fdopen(result, "rb", buffering=0)
         self._setup = setup
+        self._lock = threading.Lock()
         self._outcome: tuple[Any, ...] | None = None
 
     @property
@@ -151,12 +154,22 @@ class FunctionChild(Generic[_T]):
                 status = self.child.wait(timeout)
             except ChildProcessError as error:  # it has ended, and there may be a result
                 lost = error
-            try:
-                self._outcome = _values.load(self._file.fileno())
-            except _values.UnfinishedError:
-                raise lost or ChildDiedError(status) from None  # type: ignore[arg-type] # one of them
-            self.close()
+            with self._lock:  # of several threads one reads it
+                if self._outcome is None:
+                    self._outcome = self._read(status, lost)
+                    self.close()
+        if self._outcome[0] == "unreadable":
+            raise self._outcome[1]
         return self._outcome
+
+    def _read(self, status: ExitStatus | None, lost: ChildProcessError | None) -> tuple[Any, ...]:
+        try:
+            outcome: tuple[Any, ...] = _values.load(self._file.fileno())
+        except _values.UnfinishedError:
+            return "unreadable", lost if status is None else ChildDiedError(status)
+        except Exception as error:  # noqa: BLE001 - what unpickling raises
+            return "unreadable", error
+        return outcome
 
     def kill(self) -> None:
         """Send SIGKILL."""
@@ -179,7 +192,8 @@ class FunctionChild(Generic[_T]):
         """Wait for the child, and let go of it."""
         if self._outcome is None and not self._file.closed:
             try:
-                self.child.wait()
+                with suppress(Exception):  # it is told when it is asked for
+                    self._wait(None)
             finally:
                 self.close()
 
@@ -187,7 +201,101 @@ class FunctionChild(Generic[_T]):
         return f"<ramet.FunctionChild {self.child!r}>"
 
 
-class Zygote:
+class _Lock:
+    """A lock that tells a signal handler, in the middle of what it guards, that it can't be had."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._owner: int | None = None
+
+    def __enter__(self) -> None:
+        if self._owner == threading.get_ident():
+            raise RuntimeError("this thread is in the middle of a request to the zygote")
+        self._lock.acquire()
+        self._owner = threading.get_ident()
+
+    def __exit__(self, *exception: object) -> None:
+        self._owner = None
+        self._lock.release()
+
+
+class _Caller:
+    """What can be asked of a zygote, with options or without."""
+
+    _seconds: float | None = None
+
+    def _begin(self, work: tuple[Any, ...]) -> FunctionChild[Any]:
+        raise NotImplementedError
+
+    def start(
+        self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs
+    ) -> FunctionChild[_T]:
+        """Run a function in a fresh child.
+
+        Args:
+            fn: the function; it travels by pickle, or by cloudpickle where that is installed.
+            args: its arguments.
+            kwargs: its keyword arguments.
+
+        Returns:
+            The child.
+
+        Raises:
+            ZygoteError: the zygote cannot be started, or has ended just now.
+            OSError: the kernel refuses the child.
+            Exception: what pickle raises for what it cannot carry.
+        """
+        return self._begin((fn, args, kwargs))
+
+    def call(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Run a function in a fresh child, and return what it returns: ``start(...).result()``.
+
+        If this is interrupted the child is killed.
+
+        Args:
+            fn: as of `start`.
+            args: its arguments.
+            kwargs: its keyword arguments.
+
+        Returns:
+            What it returns.
+
+        Raises:
+            TimeoutError: it took longer than the timeout of `Zygote.using`; the child was killed.
+            BaseException: as `start`, and `FunctionChild.result`.
+        """
+        child = self.start(fn, *args, **kwargs)
+        try:
+            return child.result(self._seconds)
+        except BaseException:
+            if child._outcome is None:
+                child.kill()
+                child.child.wait()
+            raise
+        finally:
+            child.close()
+
+    def map(
+        self, fn: Callable[..., _T], *iterables: Iterable[Any], workers: int | None = None
+    ) -> Iterator[_T]:
+        """Run a function for each item, in a fresh child each, several at a time.
+
+        Args:
+            fn: the function.
+            iterables: its arguments, as of the builtin map.
+            workers: how many children there are at a time; by default as many as processors.
+
+        Returns:
+            The results in their order.
+
+        Raises:
+            BaseException: as `FunctionChild.result`, when the item's turn comes.
+        """
+        with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
+            yield from pool.map(lambda *args: self.call(fn, *args), *iterables)
+
+
+class Zygote(_Caller):
     """An interpreter that has imported what its children need, and makes them of itself.
 
     It can be used by several threads. As a context manager it ends at the end of the block; its
@@ -215,76 +323,24 @@ class Zygote:
                 functions of it can be run.
             timeout: seconds that the start of the zygote may take, with all imports.
         """
+        if isinstance(preload, str):
+            raise TypeError("preload must be names of modules, not a string")
         self._preload = tuple(preload)
         self._flags = operator.index(flags)
+        if self._flags & _NEWPID:
+            raise ValueError(
+                "CLONE_NEWPID: the first process of a pid namespace has no siblings, which the "
+                "children of a zygote are: give it to using"
+            )
         self._env = None if env is None else dict(env)
         self._main = main
+        self._has_main = main and _main_module() is not None
         self._timeout = check_timeout(timeout)
-        self._lock = threading.Lock()
+        self._lock = _Lock()
         self._process: Child | None = None
         self._channel: socket.socket | None = None
         self._options = _Options()
         _zygotes.add(self)
-
-    # --- requests ---------------------------------------------------------------------------
-
-    def start(
-        self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs
-    ) -> FunctionChild[_T]:
-        """Run a function in a fresh child.
-
-        Args:
-            fn: the function; it travels by pickle, or by cloudpickle where that is installed.
-            args: its arguments.
-            kwargs: its keyword arguments.
-
-        Returns:
-            The child.
-
-        Raises:
-            ZygoteError: the zygote cannot be started, or has ended just now.
-            OSError: the kernel refuses the child.
-            Exception: what pickle raises for what it cannot carry.
-        """
-        return self._start(self._options, (fn, args, kwargs))
-
-    def call(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """Run a function in a fresh child, and return what it returns: ``start(...).result()``.
-
-        If this is interrupted the child is killed.
-
-        Args:
-            fn: as of `start`.
-            args: its arguments.
-            kwargs: its keyword arguments.
-
-        Returns:
-            What it returns.
-
-        Raises:
-            BaseException: as `start`, and `FunctionChild.result`.
-        """
-        value: _T = self._call(self._options, (fn, args, kwargs), None)
-        return value
-
-    def map(
-        self, fn: Callable[..., _T], *iterables: Iterable[Any], workers: int | None = None
-    ) -> Iterator[_T]:
-        """Run a function for each item, in a fresh child each, several at a time.
-
-        Args:
-            fn: the function.
-            iterables: its arguments, as of the builtin map.
-            workers: how many children there are at a time; by default as many as processors.
-
-        Returns:
-            The results in their order.
-
-        Raises:
-            BaseException: as `FunctionChild.result`, when the item's turn comes.
-        """
-        with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
-            yield from pool.map(lambda *args: self.call(fn, *args), *iterables)
 
     def using(
         self,
@@ -367,7 +423,7 @@ class Zygote:
         options = _Options(
             flags=flags,
             env=None if env is None else dict(env),
-            fds={} if fds is None else dict(fds),
+            fds={} if fds is None else check_fds(fds),
             cgroup=cgroup,
             id_maps=(uid_map, gid_map),
             steps=steps,
@@ -411,22 +467,14 @@ class Zygote:
 
     # --- the other side ---------------------------------------------------------------------
 
-    def _call(self, options: _Options, work: tuple[Any, ...], timeout: float | None) -> Any:
-        child = self._start(options, work)
-        try:
-            return child.result(timeout)
-        except BaseException:
-            if child._outcome is None:
-                child.kill()
-                child.child.wait()
-            raise
-        finally:
-            child.close()
+    def _begin(self, work: tuple[Any, ...]) -> FunctionChild[Any]:
+        return self._start(self._options, work)
 
     def _start(self, options: _Options, work: tuple[Any, ...]) -> FunctionChild[Any]:
         files = [_values.new_file("result")]
         try:
-            inline, buffers = _values.encode((*work, options.env))
+            by_value = not self._has_main and getattr(work[0], "__module__", "") == "__main__"
+            inline, buffers = _values.encode((*work, options.env), by_value=by_value)
             if buffers or len(inline) > _MOST_INLINE:
                 files.append(_values.new_file("function"))
                 _values.write(inline, buffers, files[1])
@@ -437,6 +485,8 @@ class Zygote:
             has_cgroup = cgroup >= 0
             flags = options.flags | _PARENT | (_INTO_CGROUP if has_cgroup else 0)
             sent = [*files, *descriptors, *([cgroup] if has_cgroup else [])]
+            if len(sent) > _native.most_descriptors:
+                raise ValueError(f"at most {_native.most_descriptors} descriptors can be passed")
 
             def make(call: Call, use_clone: bool) -> Child | int:
                 counts = (len(files), len(numbers), len(made.places) // 8, len(made.image))
@@ -481,10 +531,14 @@ class Zygote:
             )
         deadline = deadline_after(self._timeout)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours = socket.socket(fileno=_values.beyond_standard(ours.detach()))
+        told = _values.new_file("told")
         try:
+            _values.dump(self._told(), told)
+            code = _CODE.format(_HERE, _CHANNEL, _FILE)
             process = spawn(
-                [sys.executable, *_interpreter_options(), "-c", _CODE.format(_CHANNEL)],
-                fds={_CHANNEL: theirs},
+                [sys.executable, *_interpreter_options(), "-c", code],
+                fds={_CHANNEL: theirs, _FILE: told},
                 env=self._env,
                 flags=self._flags,
                 timeout=self._timeout,
@@ -494,12 +548,12 @@ class Zygote:
             raise
         finally:
             theirs.close()
+            os.close(told)
         process._quiet = True
         self._process, self._channel = process, ours
         try:
             if deadline is not None:
                 ours.settimeout(max(deadline - time.monotonic(), 0.001))
-            ours.send(pickle.dumps(self._told()))
             answer = ours.recv(LONGEST_MESSAGE)
             ours.settimeout(None)
         except ConnectionError:
@@ -520,6 +574,8 @@ class Zygote:
 
     def _told(self) -> dict[str, Any]:
         main = _main_module() if self._main else None
+        if self._main:  # by this name the children know the classes of it
+            sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
         process = sys.modules.get("multiprocessing.process")
         return {
             "path": sys.path,
@@ -532,7 +588,10 @@ class Zygote:
 
     def _died(self) -> ZygoteError:
         process = self._process
-        status = None if process is None else process.wait()
+        status = None
+        if process is not None:
+            with suppress(TimeoutError):
+                status = process.wait(1)
         self._end()
         how = "is gone" if status is None else f"was {status._words()}" if status.signal else (
             f"has {status._words()}"
@@ -545,7 +604,8 @@ class Zygote:
         if channel is not None:
             channel.close()
         if process is not None:
-            if process.poll() is None:
+            # The garbage collector may have dropped the two of us together.
+            with suppress(ValueError, ChildProcessError):
                 try:
                     process.wait(1)  # it ends by itself, unless it hangs in an import
                 except TimeoutError:
@@ -560,7 +620,7 @@ _zygotes: WeakSet[Zygote] = WeakSet()
 def _after_fork_in_child() -> None:
     """Leave the zygotes to the process that has started them; whoever held a lock is not here."""
     for zygote in _zygotes:
-        zygote._lock = threading.Lock()
+        zygote._lock = _Lock()
         if zygote._channel is not None:
             zygote._channel.close()
         zygote._process = zygote._channel = None
@@ -569,43 +629,16 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-class BoundZygote:
+class BoundZygote(_Caller):
     """A zygote with options for its children, made by `Zygote.using`."""
 
     def __init__(self, zygote: Zygote, options: _Options, timeout: float | None) -> None:
         self._zygote = zygote
         self._options = options
-        self._timeout = timeout
+        self._seconds = timeout
 
-    def start(
-        self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs
-    ) -> FunctionChild[_T]:
-        """Run a function in a fresh child, as `Zygote.start`.
-
-        Args:
-            fn: the function.
-            args: its arguments.
-            kwargs: its keyword arguments.
-
-        Raises:
-            Exception: as `Zygote.start`.
-        """
-        return self._zygote._start(self._options, (fn, args, kwargs))
-
-    def call(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """Run a function in a fresh child, as `Zygote.call`.
-
-        Args:
-            fn: the function.
-            args: its arguments.
-            kwargs: its keyword arguments.
-
-        Raises:
-            TimeoutError: it took longer than the timeout; the child has been killed.
-            BaseException: as `FunctionChild.result`.
-        """
-        value: _T = self._zygote._call(self._options, (fn, args, kwargs), self._timeout)
-        return value
+    def _begin(self, work: tuple[Any, ...]) -> FunctionChild[Any]:
+        return self._zygote._start(self._options, work)
 
 
 class _Setup(NamedTuple):
@@ -695,6 +728,7 @@ class _Options:
             wanted[number] = number
         for number, file in (*self._fds.items(), *more.items()):
             wanted[number] = file if isinstance(file, int) else file.fileno()
+            os.fstat(wanted[number])  # what is bad is so here, and not for the zygote
         return list(wanted), list(wanted.values())
 
 

@@ -22,6 +22,7 @@ from ramet import _native, _values
 from ramet._fork import thread_id_offset
 
 LONGEST_MESSAGE = 1 << 16
+_STANDARD = 2
 READY = b"\0"
 
 # Libraries for linear algebra start threads when they are loaded; with one each they do not.
@@ -34,27 +35,55 @@ importing_main = False
 """Whether this process is a zygote that imports the main module of the other side."""
 
 # How often a function has to run until the interpreter has adapted its code (PEP 659).
-_REHEARSALS = 64
+_REHEARSALS = 16
 
 
-def main(number: int) -> None:
-    """Serve requests until the other side closes the socket."""
+def main(channel: int, file: int) -> None:
+    """Serve requests until the other side closes the socket.
+
+    Args:
+        channel: the socket.
+        file: what this is told, as a value.
+    """
     # Of the terminal: the other side decides what it means for the zygote.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    os.set_inheritable(number, False)
-    told = pickle.loads(os.read(number, LONGEST_MESSAGE))  # noqa: S301 - our parent's
+    os.set_inheritable(channel, False)
+    told = _values.load(file)
+    os.close(file)
     error = _prepare(told)
+    if not error:
+        offset = thread_id_offset()
+        _rehearse()
+        if _threads() > 1:
+            error = "a hook of os.register_at_fork starts a thread, of which copies would have none"
     if error:
-        os.write(number, error.encode())
+        os.write(channel, error.encode()[-LONGEST_MESSAGE:])
         return
-    offset = thread_id_offset()
-    _rehearse()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()  # or each child would, too
     gc.collect()
     gc.freeze()
-    os.write(number, READY)
-    begun = _native.serve(number, offset, signal.SIGINT not in blocked)
+    os.write(channel, READY)
+    interrupts = signal.SIGINT not in blocked
+    files = sorted(_open_files() - {channel})
+    begun = _native.serve(channel, offset, interrupts, files)
     if begun is not None:
         _run(*begun)
+
+
+def _open_files() -> set[int]:
+    """List the descriptors that there are, beside the standard ones."""
+    found = {int(name) for name in os.listdir("/proc/self/fd")}  # with that of the listing itself
+    return {fd for fd in found if fd > _STANDARD and _is_open(fd)}
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
 
 
 # --- before the first child ---------------------------------------------------------------------
@@ -63,8 +92,8 @@ def main(number: int) -> None:
 def _prepare(told: dict[str, Any]) -> str:
     """Become like the other side, and import. Returns what went wrong."""
     sys.path[:] = told["path"]
-    for name in THREAD_VARIABLES:
-        os.environ.setdefault(name, "1")
+    ours = [name for name in THREAD_VARIABLES if name not in os.environ]
+    os.environ.update(dict.fromkeys(ours, "1"))
     if told["authkey"] is not None:
         process = importlib.import_module("multiprocessing.process")
         process.current_process().authkey = told["authkey"]
@@ -85,6 +114,8 @@ def _prepare(told: dict[str, Any]) -> str:
                 "variables of its libraries that say how many there are, such as "
                 f"{', '.join(THREAD_VARIABLES[:3])}, or import it in the functions"
             )
+    for name in ours:  # they are not for what children start
+        os.environ.pop(name, None)
     return ""
 
 
@@ -113,7 +144,6 @@ def _rehearse() -> None:
     for _ in range(_REHEARSALS):
         _native.rehearse()
         _report(_work(work, file, 0), file)
-        _values.load(file)
     os.close(file)
 
 
@@ -171,9 +201,11 @@ def _report(outcome: tuple[Any, ...], file: int) -> bool:
 
 
 def _portable(error: BaseException) -> BaseException:
-    """Make what can be pickled of an exception."""
+    """Make what can be carried of an exception."""
     try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301 - just made
+        data, buffers = _values.encode(error)
+        pickle.loads(data, buffers=buffers)  # noqa: S301 - just made
     except Exception:  # noqa: BLE001 - whatever is wrong with it
-        return RuntimeError(f"{type(error).__name__}: {error}")
+        text = "".join(traceback.format_exception_only(error)).strip()
+        return RuntimeError(text)
     return error
