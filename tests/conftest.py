@@ -25,6 +25,7 @@ def _signals_of_the_terminal() -> None:
     """Whoever has started this in the background may have had them ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
