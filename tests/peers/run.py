@@ -165,7 +165,12 @@ class CloneExecutor(ramet.futures.CloneExecutor):
 def tests_of_executors() -> unittest.TestSuite:
     """Give this module the tests of executors, for ours, as each of theirs makes them."""
     util: Any = importlib.import_module(TESTS["executors"])
-    own = {"executor_type": CloneExecutor, "get_context": multiprocessing.get_context}
+    own: dict[str, Any] = {
+        "executor_type": CloneExecutor,
+        "get_context": lambda _: multiprocessing.get_context("spawn"),
+    }
+    if sys.version_info >= (3, 14):  # events come from a manager, as for pools of processes
+        own |= {"ctx": "spawn", "create_event": lambda self: self.manager.Event()}
     mixin = type("CloneMixin", (util.ExecutorMixin,), own)
     for name, tests in EXECUTORS.items():
         module: Any = importlib.import_module(f"{util.__package__}.{name}")
