@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
-import re
 import pickle
+import re
 import resource
 import signal
 import subprocess

@@ -184,9 +184,10 @@ def tests_of_executors() -> unittest.TestSuite:
 
 
 def run_with_ours(run: Callable[..., object], *args: str) -> object:
-    """Run code that imports an executor by its name."""
+    """Run code that imports an executor by its name, and may give it a context."""
     theirs = "from concurrent.futures import CloneExecutor"
-    return run(*(arg.replace(theirs, "from ramet.futures import CloneExecutor") for arg in args))
+    here = "from ramet.futures import CloneExecutor"
+    return run(*(arg.replace(theirs, here).replace(", mp_context=context", "") for arg in args))
 
 
 # --- all ----------------------------------------------------------------------------------------
