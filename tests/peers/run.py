@@ -11,6 +11,7 @@ import importlib
 import multiprocessing
 import pickle
 import pkgutil
+import re
 import subprocess
 import sys
 import unittest
@@ -187,7 +188,10 @@ def run_with_ours(run: Callable[..., object], *args: str) -> object:
     """Run code that imports an executor by its name, and may give it a context."""
     theirs = "from concurrent.futures import CloneExecutor"
     here = "from ramet.futures import CloneExecutor"
-    return run(*(arg.replace(theirs, here).replace(", mp_context=context", "") for arg in args))
+    return run(*(re.sub(_CONTEXT, "", arg.replace(theirs, here)) for arg in args))
+
+
+_CONTEXT = r",\s+mp_context=(context|get_context\(context\))"
 
 
 # --- all ----------------------------------------------------------------------------------------
