@@ -12,14 +12,13 @@ them alike; the ratios of the medians count.
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 from collections.abc import Callable
 from multiprocessing.context import BaseContext
 
 import loky  # type: ignore[import-untyped]
-from turns import PARENTS, Values, benchmark, grow, in_each_parent, repeat, take_turns
+from turns import Values, benchmark, grow, in_each_parent, repeat, take_turns
 
 import ramet.mp
 from ramet.futures import CloneExecutor
@@ -124,17 +123,5 @@ def report(title: str, values: Values) -> None:
         )
 
 
-def main() -> None:
-    """Measure each parent in a process of its own."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", maxsplit=1)[0])
-    parser.add_argument("--turns", type=int, default=15, help="turns for each candidate")
-    parser.add_argument("--parent", choices=PARENTS, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.parent:
-        measure(PARENTS[options.parent], options.parent, options.turns)
-        return
-    in_each_parent(__file__, options.turns)
-
-
 if __name__ == "__main__":
-    main()
+    in_each_parent(__file__, __doc__ or "", 15, measure)

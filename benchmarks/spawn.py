@@ -12,7 +12,6 @@ stands still meanwhile.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import os
 import resource
@@ -24,7 +23,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from turns import PARENTS, Values, benchmark, grow, in_each_parent, repeat, take_turns
+from turns import Values, benchmark, grow, in_each_parent, repeat, take_turns
 
 import ramet
 
@@ -174,17 +173,5 @@ def build(directory: Path) -> Path:
     return library
 
 
-def main() -> None:
-    """Measure each parent in a process of its own."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", maxsplit=1)[0])
-    parser.add_argument("--turns", type=int, default=20, help="turns for each candidate")
-    parser.add_argument("--parent", choices=PARENTS, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.parent:
-        run(PARENTS[options.parent], options.parent, options.turns)
-        return
-    in_each_parent(__file__, options.turns)
-
-
 if __name__ == "__main__":
-    main()
+    in_each_parent(__file__, __doc__ or "", 20, run)

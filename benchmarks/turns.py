@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import mmap
 import subprocess
 import sys
@@ -52,8 +53,25 @@ def repeat(start: Callable[[], object]) -> Callable[[int], None]:
     return loop
 
 
-def in_each_parent(script: str, turns: int) -> None:
-    """Run a benchmark anew for each parent, in a process of its own."""
+def in_each_parent(
+    script: str, description: str, turns: int, measure: Callable[[int, str, int], None]
+) -> None:
+    """Measure each parent in a process of its own: the script is run anew for each.
+
+    Args:
+        script: the file of the benchmark, which calls this.
+        description: of which the first line is shown as help.
+        turns: how many there are, if the command line does not say otherwise.
+        measure: measures for one parent, which is the process; given its resident memory in bytes,
+            its name, and the turns.
+    """
+    parser = argparse.ArgumentParser(description=description.split("\n\n", maxsplit=1)[0])
+    parser.add_argument("--turns", type=int, default=turns, help="turns for each candidate")
+    parser.add_argument("--parent", choices=PARENTS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.parent:
+        measure(PARENTS[options.parent], options.parent, options.turns)
+        return
     for name in PARENTS:
-        command = [sys.executable, script, "--parent", name, "--turns", str(turns)]
+        command = [sys.executable, script, "--parent", name, "--turns", str(options.turns)]
         subprocess.run(command, check=True)

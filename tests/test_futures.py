@@ -7,7 +7,6 @@ import gc
 import os
 import resource
 import signal
-import sys
 import threading
 import time
 import weakref
@@ -34,26 +33,14 @@ from tests.functions import (
     write,
 )
 from tests.isolated import run_python
-from tests.waiting import in_fork, until
+from tests.waiting import busy_thread, in_fork, until
 
 
 @pytest.fixture(scope="module", autouse=True)
 def busy() -> Iterator[None]:
     """A thread that always has something to do."""
-    idle = threading.Event()
-
-    def work() -> None:
-        while not idle.is_set():
-            sum(range(1000))
-
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-4)
-    thread = threading.Thread(target=work)
-    thread.start()
-    yield
-    idle.set()
-    thread.join()
-    sys.setswitchinterval(interval)
+    with busy_thread():
+        yield
 
 
 @pytest.fixture

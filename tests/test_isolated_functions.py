@@ -26,26 +26,14 @@ from ramet import ChildDiedError, _isolated, isolated
 from tests.functions import add, fail, ids, segfault, state
 from tests.isolated import run_python
 from tests.isolated_functions import Machine, depth, family, isolated_add, slow
-from tests.waiting import Background, in_fork, until
+from tests.waiting import Background, busy_thread, in_fork, until
 
 
 @pytest.fixture(scope="module", autouse=True)
 def busy() -> Iterator[None]:
     """A thread that always has something to do. No zygote is left at the end."""
-    idle = threading.Event()
-
-    def work() -> None:
-        while not idle.is_set():
-            sum(range(1000))
-
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-4)
-    thread = threading.Thread(target=work)
-    thread.start()
-    yield
-    idle.set()
-    thread.join()
-    sys.setswitchinterval(interval)
+    with busy_thread():
+        yield
     _isolated._close_all()
 
 

@@ -136,6 +136,25 @@ class Background(Generic[T]):
 
 
 @contextmanager
+def busy_thread() -> Iterator[None]:
+    """Have a thread beside this one that always has something to do."""
+    idle = threading.Event()
+
+    def work() -> None:
+        while not idle.is_set():
+            sum(range(1000))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    thread = threading.Thread(target=work)
+    thread.start()
+    yield
+    idle.set()
+    thread.join()
+    sys.setswitchinterval(interval)
+
+
+@contextmanager
 def interrupting(name: str, then: Callable[[], None], times: int = 3) -> Iterator[list[int]]:
     """Interrupt the main thread, each time that it is in a system call, by SIGUSR1.
 

@@ -204,13 +204,7 @@ class Prepared(NamedTuple):
         if suspends and child._has_execed():
             return child
         if maps is not None:
-            try:
-                maps.write(child.pid)
-            except BaseException:
-                child.kill()
-                child.wait()
-                child.close()
-                raise
+            maps.write(child)
         whole = program.copy()
         whole._add_execs(paths, args, strings)
         return whole._finish(child, seconds, suspended=suspends)
@@ -596,18 +590,24 @@ class IdMaps:
     def _text(self, kind: str) -> bytes:
         return "".join("{} {} {}\n".format(*line) for line in self._maps[kind]).encode()
 
-    def write(self, pid: int) -> None:
-        """Write the maps of a child that waits, and let it go on.
+    def write(self, child: Child) -> None:
+        """Write the maps of a child that waits, and let it go on; if that fails it ends.
 
         Raises:
             OSError: that is not allowed.
         """
-        for kind in self._maps:
-            try:
-                _write(f"/proc/{pid}/{kind}_map", self._text(kind))
-            except PermissionError as error:
-                self._write_with_help(kind, pid, error)
-        os.eventfd_write(self._opened.number, 1)
+        try:
+            for kind in self._maps:
+                try:
+                    _write(f"/proc/{child.pid}/{kind}_map", self._text(kind))
+                except PermissionError as error:
+                    self._write_with_help(kind, child.pid, error)
+            os.eventfd_write(self._opened.number, 1)
+        except BaseException:
+            child.kill()
+            child.wait()
+            child.close()
+            raise
 
     def _write_with_help(self, kind: str, pid: int, error: PermissionError) -> None:
         lines = self._maps[kind]

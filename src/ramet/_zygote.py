@@ -498,7 +498,7 @@ class Zygote(_Caller):
             child = make_call(make, Call(0, 0, flags, 0, cgroup=cgroup))
             del directory
             if made.maps is not None:
-                _write_maps(made.maps, child)
+                made.maps.write(child)
             return FunctionChild(child, files.pop(0), made.program)
         finally:
             for file in files:
@@ -730,16 +730,6 @@ class _Options:
             wanted[number] = file if isinstance(file, int) else file.fileno()
             os.fstat(wanted[number])  # what is bad is so here, and not for the zygote
         return list(wanted), list(wanted.values())
-
-
-def _write_maps(maps: IdMaps, child: Child) -> None:
-    try:
-        maps.write(child.pid)
-    except BaseException:
-        child.kill()
-        child.wait()
-        child.close()
-        raise
 
 
 def _main_module() -> tuple[str, str] | None:
