@@ -416,7 +416,7 @@ def test_no_room_for_the_pidfd() -> None:
 
 
 def test_large_results_hold_no_descriptor(zygote: Zygote) -> None:
-    zygote.warm_up()
+    zygote.call(add, 1)
     before = len(os.listdir("/proc/self/fd"))
     kept = [zygote.call(bytearray, 1 << 18) for _ in range(20)]
     assert len(os.listdir("/proc/self/fd")) == before

@@ -38,12 +38,13 @@ def counted(number: int) -> Iterator[list[int]]:
         signal.signal(number, before)
 
 
-def until(condition: Callable[[], object]) -> None:
-    """Wait for something that has no event to wait for."""
+def until(condition: Callable[[], T]) -> T:
+    """Wait for something that has no event to wait for. Returns what is true then."""
     deadline = time.monotonic() + _PATIENCE
-    while not condition():
+    while not (result := condition()):
         assert time.monotonic() < deadline, "it never came to be"
         time.sleep(0.001)
+    return result
 
 
 # --- children and threads at a gate -------------------------------------------------------------
@@ -79,6 +80,12 @@ def has_child(pid: int) -> bool:
     except ChildProcessError:
         return False
     return True
+
+
+def children() -> set[int]:
+    """List the processes whose parent this one is, zombies too."""
+    lists = Path("/proc/self/task").glob("*/children")
+    return {int(pid) for one in lists for pid in one.read_text().split()}
 
 
 def sweep() -> None:

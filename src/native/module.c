@@ -36,7 +36,7 @@ static int exec_module(PyObject *module) {
     }
     if (add(module, "run_program", PyLong_FromVoidPtr((void *)ramet_run_program)) < 0 ||
         add(module, "most_steps", PyLong_FromLong(RAMET_MOST_STEPS)) < 0 ||
-        add(module, "longest_request", PyLong_FromLong(RAMET_LONGEST_REQUEST)) < 0 ||
+        add(module, "longest_work", PyLong_FromLong(RAMET_LONGEST_WORK)) < 0 ||
         add(module, "most_descriptors", PyLong_FromLong(RAMET_MOST_DESCRIPTORS)) < 0 ||
         add(module, "most_results", PyLong_FromLong(RAMET_MOST_RESULTS)) < 0) {
         return -1;

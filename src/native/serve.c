@@ -11,6 +11,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -24,9 +25,9 @@
 #define MOST_OWN 256
 #define CLONE_OURS ((uint64_t)CLONE_PARENT | (uint64_t)CLONE_PIDFD)
 
-/* A request that was received, and where its parts are. */
+/* Work that was received, and where its parts are. */
 struct received {
-    struct ramet_request *request;
+    struct ramet_work *work;
     const int64_t *numbers;
     const uint64_t *relocations;
     char *image;
@@ -34,54 +35,17 @@ struct received {
     size_t rest_size;
     int own[MOST_OWN]; /* numbers that the zygote has files at */
     size_t own_count;
-    int interrupts; /* SIGINT, which the zygote has blocked, is unblocked in the child */
     int descriptors[RAMET_MOST_DESCRIPTORS];
     size_t count;
 };
 
-/* --- the zygote ---------------------------------------------------------------------------- */
-
-static void close_descriptors(const struct received *received) {
-    for (size_t i = 0; i < received->count; i++) {
-        close(received->descriptors[i]);
-    }
-}
-
-/* Finds the parts. 0: the lengths do not fit together. */
-static int dissect(struct received *received, char *data, size_t size) {
-    struct ramet_request *request = (struct ramet_request *)data;
-    if (size < sizeof *request) {
-        return 0;
-    }
-    size_t left = size - sizeof *request;
-    if (request->numbers > left / sizeof(int64_t)) {
-        return 0;
-    }
-    left -= request->numbers * sizeof(int64_t);
-    if (request->relocations > left / sizeof(uint64_t)) {
-        return 0;
-    }
-    left -= request->relocations * sizeof(uint64_t);
-    if (request->image > left || received->count > RAMET_MOST_DESCRIPTORS ||
-        received->count != request->kept + request->numbers + request->has_cgroup) {
-        return 0;
-    }
-    received->request = request;
-    received->numbers = (const int64_t *)(data + sizeof *request);
-    received->relocations = (const uint64_t *)(received->numbers + request->numbers);
-    received->image = (char *)(received->relocations + request->relocations);
-    received->rest = received->image + request->image;
-    received->rest_size = left - request->image;
-    return 1;
-}
-
-/* Waits for a request. 0: there will be no more. */
-static int receive(int channel, char *data, struct received *received) {
+/* Waits for a message. 0: there will be no more. */
+static size_t receive(int socket, void *data, size_t room, int *descriptors, size_t *count) {
     union {
         struct cmsghdr header;
         char room[CMSG_SPACE(RAMET_MOST_DESCRIPTORS * sizeof(int))];
     } control;
-    struct iovec part = {.iov_base = data, .iov_len = RAMET_LONGEST_REQUEST};
+    struct iovec part = {.iov_base = data, .iov_len = room};
     struct msghdr message = {
         .msg_iov = &part,
         .msg_iovlen = 1,
@@ -90,18 +54,40 @@ static int receive(int channel, char *data, struct received *received) {
     ssize_t size = 0;
     do {
         message.msg_controllen = sizeof control;
-        size = recvmsg(channel, &message, MSG_CMSG_CLOEXEC);
+        size = recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
     } while (size < 0 && errno == EINTR);
-    if (size <= 0) {
-        return 0;
-    }
-    received->count = 0;
-    const struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    *count = 0;
+    const struct cmsghdr *header = size > 0 ? CMSG_FIRSTHDR(&message) : NULL;
     if (header != NULL && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS) {
-        received->count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-        memcpy(received->descriptors, CMSG_DATA(header), received->count * sizeof(int));
+        *count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        memcpy(descriptors, CMSG_DATA(header), *count * sizeof(int));
     }
-    return dissect(received, data, (size_t)size);
+    return size < 0 ? 0 : (size_t)size;
+}
+
+/* --- the zygote ---------------------------------------------------------------------------- */
+
+/* What an order comes with: the child's end of a pair of sockets, and perhaps a cgroup. */
+enum { SOCKET, CGROUP, MOST_OF_ORDER };
+
+struct order {
+    struct ramet_order words;
+    int descriptors[RAMET_MOST_DESCRIPTORS];
+    size_t count;
+};
+
+/* 0: there will be no more. */
+static int receive_order(int channel, struct order *order) {
+    size_t size =
+        receive(channel, &order->words, sizeof order->words, order->descriptors, &order->count);
+    return size == sizeof order->words &&
+           order->count == ((order->words.flags & CLONE_INTO_CGROUP) ? MOST_OF_ORDER : CGROUP);
+}
+
+static void close_descriptors(const struct order *order) {
+    for (size_t i = 0; i < order->count; i++) {
+        close(order->descriptors[i]);
+    }
 }
 
 /* Tells the pid, with the pidfd, or -errno. */
@@ -128,24 +114,108 @@ static void answer(int channel, int64_t result, int pidfd) {
     } while (sent < 0 && errno == EINTR);
 }
 
-static long copy(const struct received *received, long tid_offset, int *pidfd) {
-    const struct ramet_request *request = received->request;
+/* Maps the page that the other side has, too. */
+static pid_t *map_births(int file) {
+    void *page = mmap(NULL, sizeof(pid_t), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    close(file);
+    if (page == MAP_FAILED) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        return NULL;
+    }
+    return page;
+}
+
+/* The kernel writes the pid to `born` before the child runs, even if this process is killed
+ * meanwhile (kernel_clone, kernel/fork.c); clone has no argument for it beside that of the pidfd.
+ */
+static long copy(const struct order *order, long tid_offset, int *pidfd, pid_t *born) {
     struct clone_args args = {
-        .flags = request->flags | CLONE_OURS,
+        .flags = order->words.flags | CLONE_OURS,
         .pidfd = (uint64_t)pidfd,
     };
+    *born = 0;
+    if (!order->words.use_clone) {
+        args.flags |= CLONE_PARENT_SETTID;
+        args.parent_tid = (uint64_t)born;
+    }
     size_t size = CLONE_ARGS_SIZE_VER0;
-    if (request->has_cgroup) {
-        args.cgroup = (__u64)received->descriptors[received->count - 1];
+    if (order->count > CGROUP) {
+        args.cgroup = (__u64)order->descriptors[CGROUP];
         size = CLONE_ARGS_SIZE_VER2;
     }
-    return ramet_copy_process(&args, size, request->use_clone != 0, tid_offset);
+    return ramet_copy_process(&args, size, order->words.use_clone != 0, tid_offset);
+}
+
+/* serve(socket, tid_offset, file for the pids of births)
+ *     -> in each child (the socket that its work comes from, whether it is ahead of that); in the
+ *        zygote None, when there will be no more orders
+ *
+ * This process has one thread. It is in the middle of a fork, as Python sees it, all the time. */
+static PyObject *serve(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    (void)module;
+    if (count != 3) {
+        return PyErr_Format(PyExc_TypeError, "serve takes 3 arguments, got %zd", count);
+    }
+    long channel = PyLong_AsLong(args[0]);
+    long offset = PyErr_Occurred() ? -1 : PyLong_AsLong(args[1]);
+    long births = PyErr_Occurred() ? -1 : PyLong_AsLong(args[2]);
+    pid_t *born = PyErr_Occurred() ? NULL : map_births((int)births);
+    if (born == NULL) {
+        return NULL;
+    }
+    struct order order;
+    PyOS_BeforeFork();
+    while (receive_order((int)channel, &order)) {
+        int pidfd = -1;
+        long result = copy(&order, offset, &pidfd, born);
+        if (result == 0) {
+            /* Or nobody would see from it that the zygote has ended. */
+            close((int)channel);
+            PyOS_AfterFork_Child();
+            return Py_BuildValue("(iO)", order.descriptors[SOCKET],
+                                 order.words.ahead ? Py_True : Py_False);
+        }
+        answer((int)channel, result, pidfd);
+        close_descriptors(&order);
+        if (result > 0) {
+            close(pidfd);
+        }
+    }
+    PyOS_AfterFork_Parent();
+    Py_RETURN_NONE;
 }
 
 /* --- its child ----------------------------------------------------------------------------- */
 
+/* Finds the parts. 0: the lengths do not fit together. */
+static int dissect(struct received *received, char *data, size_t size) {
+    struct ramet_work *work = (struct ramet_work *)data;
+    if (size < sizeof *work) {
+        return 0;
+    }
+    size_t left = size - sizeof *work;
+    if (work->numbers > left / sizeof(int64_t)) {
+        return 0;
+    }
+    left -= work->numbers * sizeof(int64_t);
+    if (work->relocations > left / sizeof(uint64_t)) {
+        return 0;
+    }
+    left -= work->relocations * sizeof(uint64_t);
+    if (work->image > left || received->count != work->kept + work->numbers) {
+        return 0;
+    }
+    received->work = work;
+    received->numbers = (const int64_t *)(data + sizeof *work);
+    received->relocations = (const uint64_t *)(received->numbers + work->numbers);
+    received->image = (char *)(received->relocations + work->relocations);
+    received->rest = received->image + work->image;
+    received->rest_size = left - work->image;
+    return 1;
+}
+
 static int is_wanted(const struct received *received, int fd) {
-    for (uint64_t i = 0; i < received->request->numbers; i++) {
+    for (uint64_t i = 0; i < received->work->numbers; i++) {
         if (received->numbers[i] == fd) {
             return 1;
         }
@@ -155,12 +225,12 @@ static int is_wanted(const struct received *received, int fd) {
 
 /* The i-th descriptor that stays, under the number that it has then. */
 static int stays(const struct received *received, uint64_t i) {
-    uint64_t kept = received->request->kept;
+    uint64_t kept = received->work->kept;
     return i < kept ? received->descriptors[i] : (int)received->numbers[i - kept];
 }
 
 static int is_staying(const struct received *received, int fd) {
-    for (uint64_t i = 0; i < received->request->kept + received->request->numbers; i++) {
+    for (uint64_t i = 0; i < received->work->kept + received->work->numbers; i++) {
         if (stays(received, i) == fd) {
             return 1;
         }
@@ -196,10 +266,10 @@ static long cover(const struct received *received) {
 
 /* Gives each descriptor its number, and closes all others. Returns -errno. */
 static long place_descriptors(struct received *received) {
-    const struct ramet_request *request = received->request;
-    uint64_t kept = request->kept;
+    const struct ramet_work *work = received->work;
+    uint64_t kept = work->kept;
     /* Out of the way of the numbers that are wanted. */
-    for (uint64_t i = 0; i < kept + request->numbers; i++) {
+    for (uint64_t i = 0; i < kept + work->numbers; i++) {
         int fd = received->descriptors[i];
         while (fd < FIRST_BEYOND_STANDARD || is_wanted(received, fd)) {
             int lowest = fd < FIRST_BEYOND_STANDARD ? FIRST_BEYOND_STANDARD : fd + 1;
@@ -210,7 +280,7 @@ static long place_descriptors(struct received *received) {
         }
         received->descriptors[i] = fd;
     }
-    for (uint64_t i = 0; i < request->numbers; i++) {
+    for (uint64_t i = 0; i < work->numbers; i++) {
         if (dup2(received->descriptors[kept + i], (int)received->numbers[i]) < 0) {
             return -errno;
         }
@@ -220,7 +290,7 @@ static long place_descriptors(struct received *received) {
     int next = 0;
     while (next >= 0) {
         next = -1;
-        for (uint64_t i = 0; i < kept + request->numbers; i++) {
+        for (uint64_t i = 0; i < kept + work->numbers; i++) {
             int fd = stays(received, i);
             if (fd >= first && (next < 0 || fd < next)) {
                 next = fd;
@@ -238,35 +308,75 @@ static long place_descriptors(struct received *received) {
 /* Makes addresses of the offsets in the image. Returns where it is. */
 static char *relocate(const struct received *received) {
     char *image = received->image;
-    for (uint64_t i = 0; i < received->request->relocations; i++) {
+    for (uint64_t i = 0; i < received->work->relocations; i++) {
         uint64_t word = 0;
         memcpy(&word, image + received->relocations[i], sizeof word);
         word += (uint64_t)image;
         memcpy(image + received->relocations[i], &word, sizeof word);
     }
-    return received->request->image > 0 ? image : NULL;
+    return received->work->image > 0 ? image : NULL;
 }
 
-/* -> (what is left to Python, list of the descriptors that are kept, address of the program or 0,
- * 0 or -errno of the descriptors) */
-static PyObject *begin(struct received *received) {
-    PyOS_AfterFork_Child();
-    long error = place_descriptors(received);
-    if (received->interrupts) {
-        uint64_t blocked = (uint64_t)1 << (SIGINT - 1);
-        syscall(SYS_rt_sigprocmask, SIG_UNBLOCK, &blocked, NULL, sizeof blocked);
+/* The zygote blocks SIGINT. One that came while this had nothing to do was for others. */
+static void allow_interrupts(void) {
+    uint64_t interrupt = (uint64_t)1 << (SIGINT - 1);
+    const struct timespec at_once = {0, 0};
+    syscall(SYS_rt_sigtimedwait, &interrupt, NULL, &at_once, sizeof interrupt);
+    syscall(SYS_rt_sigprocmask, SIG_UNBLOCK, &interrupt, NULL, sizeof interrupt);
+}
+
+static int take_own(PyObject *list, struct received *received) {
+    Py_ssize_t count = PyList_Size(list);
+    if (count > MOST_OWN) {
+        PyErr_SetString(PyExc_ValueError, "too many files are open");
     }
-    uint64_t count = received->request->kept;
+    for (Py_ssize_t i = 0; i < count && !PyErr_Occurred(); i++) {
+        received->own[i] = (int)PyLong_AsLong(PyList_GetItem(list, i));
+    }
+    received->own_count = (size_t)count;
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+/* work(socket, whether SIGINT is unblocked, list of the zygote's open files)
+ *     -> (what is left to Python, list of the descriptors that are kept, address of the program or
+ *         0, 0 or -errno of the descriptors), or None: there will be none
+ *
+ * Called once: the program stays where it was received. */
+static PyObject *work(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    (void)module;
+    struct received received = {0};
+    if (count != 3) {
+        return PyErr_Format(PyExc_TypeError, "work takes 3 arguments, got %zd", count);
+    }
+    long socket = PyLong_AsLong(args[0]);
+    int interrupts = PyErr_Occurred() ? -1 : PyObject_IsTrue(args[1]);
+    if (interrupts < 0 || take_own(args[2], &received) < 0) {
+        return NULL;
+    }
+    char *data = aligned_alloc(sizeof(uint64_t), RAMET_LONGEST_WORK);
+    if (data == NULL) {
+        return PyErr_NoMemory();
+    }
+    size_t size =
+        receive((int)socket, data, RAMET_LONGEST_WORK, received.descriptors, &received.count);
+    if (!dissect(&received, data, size)) {
+        free(data);
+        Py_RETURN_NONE;
+    }
+    long error = place_descriptors(&received);
+    if (interrupts) {
+        allow_interrupts();
+    }
     PyObject *kept = PyList_New(0);
-    for (uint64_t i = 0; kept != NULL && i < count; i++) {
-        PyObject *number = PyLong_FromLong(received->descriptors[i]);
+    for (uint64_t i = 0; kept != NULL && i < received.work->kept; i++) {
+        PyObject *number = PyLong_FromLong(received.descriptors[i]);
         if (number == NULL || PyList_Append(kept, number) < 0) {
             Py_CLEAR(kept);
         }
         Py_XDECREF(number);
     }
-    return Py_BuildValue("(y#NNl)", received->rest, (Py_ssize_t)received->rest_size, kept,
-                         PyLong_FromVoidPtr(relocate(received)), error);
+    return Py_BuildValue("(y#NNl)", received.rest, (Py_ssize_t)received.rest_size, kept,
+                         PyLong_FromVoidPtr(relocate(&received)), error);
 }
 
 /* run_in_place(address of a program) -> None, or (step, result) of the step that has failed. */
@@ -304,61 +414,11 @@ static PyObject *leave(PyObject *module, PyObject *code) {
     Py_RETURN_NONE;
 }
 
-static int take_own(PyObject *list, struct received *received) {
-    Py_ssize_t count = PyList_Size(list);
-    if (count > MOST_OWN) {
-        PyErr_SetString(PyExc_ValueError, "too many files are open");
-    }
-    for (Py_ssize_t i = 0; i < count && !PyErr_Occurred(); i++) {
-        received->own[i] = (int)PyLong_AsLong(PyList_GetItem(list, i));
-    }
-    received->own_count = (size_t)count;
-    return PyErr_Occurred() ? -1 : 0;
-}
-
-/* serve(socket, tid_offset, whether SIGINT is unblocked in children, list of open files) -> in each
- * child what `begin` returns; in the zygote None, when there will be no more requests
- *
- * This process has one thread. It is in the middle of a fork, as Python sees it, all the time. */
-static PyObject *serve(PyObject *module, PyObject *const *args, Py_ssize_t count) {
-    (void)module;
-    if (count != 4) {
-        return PyErr_Format(PyExc_TypeError, "serve takes 4 arguments, got %zd", count);
-    }
-    long channel = PyLong_AsLong(args[0]);
-    long offset = PyErr_Occurred() ? -1 : PyLong_AsLong(args[1]);
-    int interrupts = PyErr_Occurred() ? -1 : PyObject_IsTrue(args[2]);
-    struct received received = {0};
-    if (PyErr_Occurred() || take_own(args[3], &received) < 0) {
-        return NULL;
-    }
-    char *data = aligned_alloc(sizeof(uint64_t), RAMET_LONGEST_REQUEST);
-    if (data == NULL) {
-        return PyErr_NoMemory();
-    }
-    received.interrupts = interrupts;
-    PyOS_BeforeFork();
-    while (receive((int)channel, data, &received)) {
-        int pidfd = -1;
-        long result = copy(&received, offset, &pidfd);
-        if (result == 0) {
-            return begin(&received); /* where data, of which it has the program, stays */
-        }
-        answer((int)channel, result, pidfd);
-        close_descriptors(&received);
-        if (result > 0) {
-            close(pidfd);
-        }
-    }
-    free(data);
-    PyOS_AfterFork_Parent();
-    Py_RETURN_NONE;
-}
-
 PyMethodDef ramet_serve_functions[] = {
     {"leave", leave, METH_O, NULL},
     {"rehearse", rehearse, METH_NOARGS, NULL},
     {"run_in_place", run_in_place, METH_O, NULL},
     {"serve", METHOD(serve), METH_FASTCALL, NULL},
+    {"work", METHOD(work), METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };

@@ -12,7 +12,7 @@ import fcntl
 import os
 import pickle
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ramet import _native
@@ -32,6 +32,16 @@ class UnfinishedError(Exception):
 def new_file(name: str) -> int:
     """Make an empty memory file; close-on-exec."""
     return beyond_standard(os.memfd_create(f"ramet-{name}"))
+
+
+@contextlib.contextmanager
+def open_file(name: str) -> Iterator[int]:
+    """Have a memory file for a while."""
+    file = new_file(name)
+    try:
+        yield file
+    finally:
+        os.close(file)
 
 
 def beyond_standard(fd: int) -> int:

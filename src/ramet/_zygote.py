@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import operator
 import os
-import socket
 import struct
 import sys
 import threading
@@ -29,6 +28,7 @@ from ramet._deadlines import check_timeout, deadline_after
 from ramet._flags import CloneFlags
 from ramet._fork import check_flags_of_copy
 from ramet._native import Descriptor
+from ramet._nursery import Nursery
 from ramet._program import Program
 from ramet._spawn import File, IdMap, IdMaps, check_fds, group_id, setup, spawn, user_id
 from ramet._zygote_main import LONGEST_MESSAGE, READY
@@ -39,10 +39,13 @@ _T = TypeVar("_T")
 _PARENT, _NEWUSER = int(CloneFlags.PARENT), int(CloneFlags.NEWUSER)
 _INTO_CGROUP, _NEWPID = int(CloneFlags.INTO_CGROUP), int(CloneFlags.NEWPID)
 _MOST_INLINE = 1 << 15  # bytes of a function and its arguments that go with the request
-_REQUEST = struct.Struct("=7Q")  # struct ramet_request, src/native/zygote.h
-_CODE = "import sys; sys.path.append({!r}); from ramet._zygote_main import main; main({}, {})"
-_CHANNEL, _FILE = 3, 4
+_WORK = struct.Struct("=4Q")  # struct ramet_work, src/native/zygote.h
+_CHANNEL, _FILE, _BIRTHS = 3, 4, 5
 _HERE = os.path.dirname(os.path.dirname(__file__))
+_CODE = (
+    f"import sys; sys.path.append({_HERE!r}); from ramet._zygote_main import main; "
+    f"main({_CHANNEL}, {_FILE}, {_BIRTHS})"
+)
 
 
 class ZygoteError(Exception):
@@ -311,6 +314,7 @@ class Zygote(_Caller):
         env: Mapping[str, str] | None = None,
         main: bool = True,
         timeout: float | None = None,
+        ahead: bool = True,
     ) -> None:
         """Prepare; the zygote is started by the first request, or by `warm_up`.
 
@@ -322,6 +326,9 @@ class Zygote(_Caller):
             main: also import the main module of this program, as multiprocessing does, so that
                 functions of it can be run.
             timeout: seconds that the start of the zygote may take, with all imports.
+            ahead: keep a child that waits for the next request, like the last one that was asked
+                for, if that has no cgroup of its own and none of the namespaces that start as
+                copies (NEWNS, NEWUTS, NEWCGROUP): it is made while nobody waits for it.
         """
         if isinstance(preload, str):
             raise TypeError("preload must be names of modules, not a string")
@@ -337,8 +344,9 @@ class Zygote(_Caller):
         self._has_main = main and _main_module() is not None
         self._timeout = check_timeout(timeout)
         self._lock = _Lock()
+        self._ahead = ahead
         self._process: Child | None = None
-        self._channel: socket.socket | None = None
+        self._nursery: Nursery | None = None
         self._options = _Options()
         _zygotes.add(self)
 
@@ -459,7 +467,7 @@ class Zygote(_Caller):
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_channel", None) is not None:
+        if getattr(self, "_process", None) is not None:
             self._end()
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -482,35 +490,37 @@ class Zygote(_Caller):
             made = options.prepare()
             numbers, descriptors = options.descriptors(made.fds)
             directory, cgroup = cgroup_descriptor(options.cgroup)
-            has_cgroup = cgroup >= 0
-            flags = options.flags | _PARENT | (_INTO_CGROUP if has_cgroup else 0)
-            sent = [*files, *descriptors, *([cgroup] if has_cgroup else [])]
+            flags = options.flags | _PARENT | (_INTO_CGROUP if cgroup >= 0 else 0)
+            sent = [*files, *descriptors]
             if len(sent) > _native.most_descriptors:
                 raise ValueError(f"at most {_native.most_descriptors} descriptors can be passed")
+            head = _WORK.pack(len(files), len(numbers), len(made.places) // 8, len(made.image))
+            targets = struct.pack(f"={len(numbers)}q", *numbers)
+            message = b"".join([head, targets, made.places, made.image, inline])
+            if len(message) > _native.longest_work:
+                raise ValueError("the setup of a child has at most about 32 KiB")
 
             def make(call: Call, use_clone: bool) -> Child | int:
-                counts = (len(files), len(numbers), len(made.places) // 8, len(made.image))
-                head = _REQUEST.pack(call.flags, use_clone, has_cgroup, *counts)
-                targets = struct.pack(f"={len(numbers)}q", *numbers)
-                message = b"".join([head, targets, made.places, made.image, inline])
-                return self._ask(message, sent)
+                return self._ask(call.flags, use_clone, cgroup, message, sent)
 
             child = make_call(make, Call(0, 0, flags, 0, cgroup=cgroup))
             del directory
             if made.maps is not None:
                 made.maps.write(child)
-            return FunctionChild(child, files.pop(0), made.program)
+            started: FunctionChild[Any] = FunctionChild(child, files.pop(0), made.program)
+            child._kill = child._quiet = False
+            return started
         finally:
             for file in files:
                 os.close(file)
 
-    def _ask(self, message: bytes, descriptors: list[int]) -> Child | int:
-        if len(message) > _native.longest_request:
-            raise ValueError("the setup of a child has at most about 32 KiB")
+    def _ask(
+        self, flags: int, use_clone: bool, cgroup: int, message: bytes, descriptors: list[int]
+    ) -> Child | int:
         with self._lock:
-            channel = self._running()
+            nursery = self._running()
             try:
-                child = _native.request(Child, channel.fileno(), message, descriptors)
+                child = nursery.start(flags, use_clone, cgroup, message, descriptors)
             except BaseException:
                 self._end()  # an answer that nobody waits for would be taken for the next one's
                 raise
@@ -518,11 +528,11 @@ class Zygote(_Caller):
                 raise self._died()
         return child
 
-    def _running(self) -> socket.socket:
-        """Return the channel to the zygote, which is started if there is none."""
-        if self._channel is not None and self._process is not None:
+    def _running(self) -> Nursery:
+        """Return where its children are; the zygote is started if there is none."""
+        if self._nursery is not None and self._process is not None:
             if self._process.poll() is None:
-                return self._channel
+                return self._nursery
             self._end()
         if _zygote_main.importing_main:
             raise RuntimeError(
@@ -530,27 +540,23 @@ class Zygote(_Caller):
                 'to define things, belongs under if __name__ == "__main__":'
             )
         deadline = deadline_after(self._timeout)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours = socket.socket(fileno=_values.beyond_standard(ours.detach()))
-        told = _values.new_file("told")
+        nursery = Nursery(ahead=self._ahead)
         try:
-            _values.dump(self._told(), told)
-            code = _CODE.format(_HERE, _CHANNEL, _FILE)
-            process = spawn(
-                [sys.executable, *_interpreter_options(), "-c", code],
-                fds={_CHANNEL: theirs, _FILE: told},
-                env=self._env,
-                flags=self._flags,
-                timeout=self._timeout,
-            )
+            with nursery.theirs, _values.open_file("told") as told:
+                _values.dump(self._told(), told)
+                process = spawn(
+                    [sys.executable, *_interpreter_options(), "-c", _CODE],
+                    fds={_CHANNEL: nursery.theirs, _FILE: told, _BIRTHS: nursery.births},
+                    env=self._env,
+                    flags=self._flags,
+                    timeout=self._timeout,
+                )
         except BaseException:
-            ours.close()
+            nursery.forget()
             raise
-        finally:
-            theirs.close()
-            os.close(told)
         process._quiet = True
-        self._process, self._channel = process, ours
+        self._process, self._nursery = process, nursery
+        ours = nursery.channel
         try:
             if deadline is not None:
                 ours.settimeout(max(deadline - time.monotonic(), 0.001))
@@ -558,19 +564,19 @@ class Zygote(_Caller):
             ours.settimeout(None)
         except ConnectionError:
             answer = b""
-        except TimeoutError:
+        except BaseException as error:
             process.kill()
             self._end()
-            raise ZygoteError(f"the zygote was not ready after {self._timeout} seconds") from None
-        except BaseException:
-            self._end()
+            if isinstance(error, TimeoutError):
+                text = f"the zygote was not ready after {self._timeout} seconds"
+                raise ZygoteError(text) from None
             raise
         if not answer:
             raise self._died()
         if answer != READY:
             self._end()
             raise ZygoteError(answer.decode())
-        return ours
+        return nursery
 
     def _told(self) -> dict[str, Any]:
         main = _main_module() if self._main else None
@@ -599,10 +605,10 @@ class Zygote(_Caller):
         return ZygoteError(f"the zygote {how}")
 
     def _end(self) -> None:
-        channel, self._channel = self._channel, None
+        nursery, self._nursery = self._nursery, None
         process, self._process = self._process, None
-        if channel is not None:
-            channel.close()
+        if nursery is not None:
+            nursery.close()
         if process is not None:
             # The garbage collector may have dropped the two of us together.
             with suppress(ValueError, ChildProcessError):
@@ -621,9 +627,9 @@ def _after_fork_in_child() -> None:
     """Leave the zygotes to the process that has started them; whoever held a lock is not here."""
     for zygote in _zygotes:
         zygote._lock = _Lock()
-        if zygote._channel is not None:
-            zygote._channel.close()
-        zygote._process = zygote._channel = None
+        if zygote._nursery is not None:
+            zygote._nursery.forget()
+        zygote._process = zygote._nursery = None
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -38,22 +38,24 @@ importing_main = False
 _REHEARSALS = 16
 
 
-def main(channel: int, file: int) -> None:
+def main(channel: int, file: int, births: int) -> None:
     """Serve requests until the other side closes the socket.
 
     Args:
         channel: the socket.
         file: what this is told, as a value.
+        births: a file for the pids of children.
     """
     # Of the terminal: the other side decides what it means for the zygote.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     os.set_inheritable(channel, False)
+    os.set_inheritable(births, False)
     told = _values.load(file)
     os.close(file)
     error = _prepare(told)
     if not error:
         offset = thread_id_offset()
-        _rehearse()
+        _rehearse_in_zygote()
         if _threads() > 1:
             error = "a hook of os.register_at_fork starts a thread, of which copies would have none"
     if error:
@@ -66,10 +68,10 @@ def main(channel: int, file: int) -> None:
     gc.freeze()
     os.write(channel, READY)
     interrupts = signal.SIGINT not in blocked
-    files = sorted(_open_files() - {channel})
-    begun = _native.serve(channel, offset, interrupts, files)
-    if begun is not None:
-        _run(*begun)
+    files = sorted(_open_files() - {channel, births})
+    born = _native.serve(channel, offset, births)
+    if born is not None:
+        _live(*born, interrupts, files)
 
 
 def _open_files() -> set[int]:
@@ -137,14 +139,18 @@ def _threads() -> int:
     return len(os.listdir("/proc/self/task"))
 
 
-def _rehearse() -> None:
+def _rehearse_in_zygote() -> None:
     """Do what each child does, so that what this changes for good is changed before."""
-    work = pickle.dumps((_nothing, (), {}, None), protocol=5)
-    file = _values.new_file("rehearsal")
     for _ in range(_REHEARSALS):
         _native.rehearse()
+        _rehearse()
+
+
+def _rehearse() -> None:
+    """Do what comes with each function, but for its setup."""
+    work = pickle.dumps((_nothing, (), {}, None), protocol=5)
+    with _values.open_file("rehearsal") as file:
         _report(_work(work, file, 0), file)
-    os.close(file)
 
 
 def _nothing() -> None:
@@ -154,22 +160,30 @@ def _nothing() -> None:
 # --- a child ------------------------------------------------------------------------------------
 
 
-def _run(work: bytes, kept: list[int], program: int, error: int) -> NoReturn:
-    """Do what the child is there for, and end."""
+def _live(socket: int, ahead: bool, interrupts: bool, files: list[int]) -> NoReturn:
+    """Wait for what the child is there for, do it, and end."""
     code = 1
     try:
-        result = kept[0]
-        if error:
-            outcome: tuple[Any, ...] = ("failed", -1, error)
-        else:
-            outcome = _work(work, kept[-1], program)
-        if _report(outcome, result):
-            code = 0
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.flush()
+        if ahead:  # there is time to have copied what will be written to
+            _rehearse()
+        given = _native.work(socket, interrupts, files)
+        code = 0 if given is None else _run(*given)
     finally:
         _native.leave(code)
+
+
+def _run(work: bytes, kept: list[int], program: int, error: int) -> int:
+    """Do what the child is there for. Returns its exit code."""
+    result = kept[0]
+    if error:
+        outcome: tuple[Any, ...] = ("failed", -1, error)
+    else:
+        outcome = _work(work, kept[-1], program)
+    code = 0 if _report(outcome, result) else 1
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    return code
 
 
 def _work(work: bytes, file: int, program: int) -> tuple[Any, ...]:
