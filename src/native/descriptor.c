@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: MIT
  *
- * Descriptor: one of ours for the time of a start. It is opened into an object that closes it, in
- * one call: between two of Python the handler of a signal might raise.
+ * Descriptor: one of ours. It is opened into an object that closes it, in one call: between two of
+ * Python the handler of a signal might raise.
  */
 #define _GNU_SOURCE /* O_PATH */
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -83,10 +84,78 @@ static PyObject *descriptor_gate(PyObject *type, PyObject *unused) {
     return (PyObject *)self;
 }
 
+/* Nobody is to take it for a standard stream that is closed. */
+static int beyond_standard(int fd) {
+    if (fd > STDERR_FILENO) {
+        return fd;
+    }
+    int moved = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+    close(fd);
+    return moved;
+}
+
+/* pair() -> (Descriptor, Descriptor), of connected SEQPACKET sockets, close-on-exec */
+static PyObject *descriptor_pair(PyObject *type, PyObject *unused) {
+    (void)unused;
+    int numbers[2] = {-1, -1};
+    PyObject *pair = PyTuple_New(2);
+    for (Py_ssize_t i = 0; pair != NULL && i < 2; i++) {
+        Descriptor *one = allocate(type);
+        if (one == NULL) {
+            Py_CLEAR(pair);
+        } else {
+            PyTuple_SetItem(pair, i, (PyObject *)one);
+        }
+    }
+    if (pair == NULL) {
+        return NULL;
+    }
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, numbers) < 0) {
+        Py_DECREF(pair);
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    for (Py_ssize_t i = 0; i < 2; i++) {
+        Descriptor *one = (Descriptor *)PyTuple_GetItem(pair, i);
+        one->number = beyond_standard(numbers[i]);
+    }
+    for (Py_ssize_t i = 0; i < 2; i++) {
+        if (((Descriptor *)PyTuple_GetItem(pair, i))->number < 0) {
+            Py_DECREF(pair);
+            errno = EMFILE;
+            return PyErr_SetFromErrno(PyExc_OSError);
+        }
+    }
+    return pair;
+}
+
+/* shutdown() of a socket: the other end is told that no more will come */
+static PyObject *descriptor_shutdown(PyObject *object, PyObject *unused) {
+    (void)unused;
+    if (shutdown(((Descriptor *)object)->number, SHUT_WR) < 0) {
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    Py_RETURN_NONE;
+}
+
+/* close() before the object goes; again: nothing */
+static PyObject *descriptor_close(PyObject *object, PyObject *unused) {
+    (void)unused;
+    Descriptor *self = (Descriptor *)object;
+    int number = self->number;
+    self->number = -1;
+    if (number >= 0) {
+        close(number);
+    }
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef descriptor_methods[] = {
+    {"close", METHOD(descriptor_close), METH_NOARGS, NULL},
     {"directory", METHOD(descriptor_directory), METH_O | METH_CLASS, NULL},
     {"this_process", METHOD(descriptor_this_process), METH_NOARGS | METH_CLASS, NULL},
     {"gate", METHOD(descriptor_gate), METH_NOARGS | METH_CLASS, NULL},
+    {"pair", METHOD(descriptor_pair), METH_NOARGS | METH_CLASS, NULL},
+    {"shutdown", METHOD(descriptor_shutdown), METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import select
-import socket
 import struct
 from contextlib import suppress
 from typing import NamedTuple
@@ -17,6 +16,8 @@ from typing import NamedTuple
 from ramet import _native, _values
 from ramet._child import Child
 from ramet._flags import CloneFlags
+from ramet._native import Descriptor
+from ramet._zygote_main import LONGEST_MESSAGE
 
 _ORDER = struct.Struct("=3Q")  # struct ramet_order, src/native/zygote.h
 _PID = struct.Struct("=i")
@@ -38,15 +39,14 @@ class _Newborn(NamedTuple):
     """A child that waits for its work; it is killed if it is dropped."""
 
     child: Child
-    socket: socket.socket
+    socket: Descriptor
 
 
 class Nursery:
     """The children of one zygote that have no work yet. The caller has a lock.
 
     Attributes:
-        channel: the socket by which the zygote is asked.
-        theirs: the zygote's end of it.
+        theirs: the zygote's end of the socket by which it is asked.
         births: the file in which the zygote has the pid of the last birth.
     """
 
@@ -58,16 +58,31 @@ class Nursery:
         """
         self._ahead = ahead
         self._ready: dict[_Order, _Newborn] = {}
-        self._ordered: tuple[_Order, socket.socket] | None = None  # ahead, and not born yet
+        self._ordered: tuple[_Order, Descriptor] | None = None  # ahead, and not born yet
         self._last = 0  # the pid of the last child whose birth we know of
-        self.channel, self.theirs = _pair()
-        try:
-            self.births = _values.new_file("births")
-        except BaseException:
-            self.channel.close()
-            self.theirs.close()
-            raise
+        self._channel, self.theirs = Descriptor.pair()
+        self.births = _values.new_file("births")
         os.ftruncate(self.births, _PID.size)
+
+    def hear(self, seconds: float | None) -> bytes:
+        """Wait for what the zygote says when it is ready, or why it is not.
+
+        Args:
+            seconds: None for ever.
+
+        Returns:
+            Its words; none if it has ended without any.
+
+        Raises:
+            TimeoutError: it has said nothing.
+        """
+        self.theirs.close()
+        if not _is_readable(self._channel.number, seconds):
+            raise TimeoutError
+        try:
+            return os.read(self._channel.number, LONGEST_MESSAGE)
+        except ConnectionError:
+            return b""
 
     def start(
         self, flags: int, use_clone: bool, cgroup: int, work: bytes, descriptors: list[int]
@@ -107,30 +122,21 @@ class Nursery:
                 self._ordered = order, self._order(order, ahead=True)
         return newborn.child
 
-    def _order(self, order: _Order, cgroup: int = -1, *, ahead: bool = False) -> socket.socket:
+    def _order(self, order: _Order, cgroup: int = -1, *, ahead: bool = False) -> Descriptor:
         """Order a child. Returns the socket by which it is told its work."""
-        ours, theirs = _pair()
-        with theirs:
-            descriptors = [theirs.fileno(), *([cgroup] if cgroup >= 0 else [])]
-            try:  # if the zygote has ended, it is the answer that is not there
-                _native.tell(self.channel.fileno(), _ORDER.pack(*order, ahead), descriptors)
-            except BaseException:
-                ours.close()
-                raise
+        ours, theirs = Descriptor.pair()
+        descriptors = [theirs.number, *([cgroup] if cgroup >= 0 else [])]
+        # If the zygote has ended, it is the answer that is not there.
+        _native.tell(self._channel.number, _ORDER.pack(*order, ahead), descriptors)
         return ours
 
-    def _born(self, ours: socket.socket) -> _Newborn | int | None:
+    def _born(self, ours: Descriptor) -> _Newborn | int | None:
         """Wait for what was ordered."""
-        child = None
-        try:
-            child = self._birth()
-        finally:
-            if not isinstance(child, Child):
-                ours.close()
+        child = self._birth()
         return _Newborn(child, ours) if isinstance(child, Child) else child
 
     def _birth(self) -> Child | int | None:
-        child = _native.birth(Child, self.channel.fileno())
+        child = _native.birth(Child, self._channel.number)
         if isinstance(child, Child):
             self._last = child.pid
         return child
@@ -140,18 +146,15 @@ class Nursery:
         children = [newborn.child for newborn in self._ready.values()]
         untold = 0
         try:
-            self.channel.shutdown(socket.SHUT_WR)  # it answers what was ordered, and ends
-            answers = select.poll()
-            answers.register(self.channel, select.POLLIN)
-            while answers.poll(_PATIENCE * 1000):
+            with suppress(OSError):
+                self._channel.shutdown()  # it answers what was ordered, and ends
+            while _is_readable(self._channel.number, _PATIENCE):
                 child = self._birth()
                 if child is None:
                     untold = self._untold()
                     break
                 if isinstance(child, Child):
                     children.append(child)
-        except (OSError, ValueError):
-            pass  # the garbage collector has closed what belongs to us, if it drops us together
         finally:
             self.forget()
         for child in children:
@@ -166,7 +169,7 @@ class Nursery:
 
     def forget(self) -> None:
         """Close what we have: all else is left to the process that this one is a fork of."""
-        self.channel.close()
+        self._channel.close()
         os.close(self.births)
         for newborn in self._ready.values():
             newborn.socket.close()
@@ -176,14 +179,15 @@ class Nursery:
             self._ordered = None
 
 
-def _pair() -> tuple[socket.socket, socket.socket]:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    return socket.socket(fileno=_values.beyond_standard(ours.detach())), theirs
+def _is_readable(fd: int, seconds: float | None) -> bool:
+    entry = select.poll()
+    entry.register(fd, select.POLLIN)
+    return bool(entry.poll(None if seconds is None else seconds * 1000))
 
 
 def _tell(newborn: _Newborn, work: bytes, descriptors: list[int]) -> bool:
     """Tell a child its work. False if it has ended, as by a signal to all of its group."""
-    if _native.tell(newborn.socket.fileno(), work, descriptors):
+    if _native.tell(newborn.socket.number, work, descriptors):
         return True
     newborn.socket.close()
     _end(newborn.child)
@@ -203,9 +207,7 @@ def _reap(pid: int) -> None:
     with suppress(OSError):  # somebody else has, by now
         pidfd = os.pidfd_open(pid)
         try:
-            end = select.poll()
-            end.register(pidfd, select.POLLIN)
-            if end.poll(_PATIENCE * 1000):
+            if _is_readable(pidfd, _PATIENCE):
                 os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
         finally:
             os.close(pidfd)

@@ -30,8 +30,14 @@ class UnfinishedError(Exception):
 
 
 def new_file(name: str) -> int:
-    """Make an empty memory file; close-on-exec."""
-    return beyond_standard(os.memfd_create(f"ramet-{name}"))
+    """Make an empty memory file; close-on-exec, and not in the place of a standard stream."""
+    fd = os.memfd_create(f"ramet-{name}")
+    if fd > _STANDARD:
+        return fd
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _STANDARD + 1)
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager
@@ -42,16 +48,6 @@ def open_file(name: str) -> Iterator[int]:
         yield file
     finally:
         os.close(file)
-
-
-def beyond_standard(fd: int) -> int:
-    """Move a descriptor to where nobody takes it for a standard stream that is closed."""
-    if fd > _STANDARD:
-        return fd
-    try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _STANDARD + 1)
-    finally:
-        os.close(fd)
 
 
 def encode(value: object, *, by_value: bool = False) -> tuple[bytes, list[pickle.PickleBuffer]]:

@@ -31,7 +31,7 @@ from ramet._native import Descriptor
 from ramet._nursery import Nursery
 from ramet._program import Program
 from ramet._spawn import File, IdMap, IdMaps, check_fds, group_id, setup, spawn, user_id
-from ramet._zygote_main import LONGEST_MESSAGE, READY
+from ramet._zygote_main import READY
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -542,11 +542,11 @@ class Zygote(_Caller):
         deadline = deadline_after(self._timeout)
         nursery = Nursery(ahead=self._ahead)
         try:
-            with nursery.theirs, _values.open_file("told") as told:
+            with _values.open_file("told") as told:
                 _values.dump(self._told(), told)
                 process = spawn(
                     [sys.executable, *_interpreter_options(), "-c", _CODE],
-                    fds={_CHANNEL: nursery.theirs, _FILE: told, _BIRTHS: nursery.births},
+                    fds={_CHANNEL: nursery.theirs.number, _FILE: told, _BIRTHS: nursery.births},
                     env=self._env,
                     flags=self._flags,
                     timeout=self._timeout,
@@ -556,14 +556,8 @@ class Zygote(_Caller):
             raise
         process._quiet = True
         self._process, self._nursery = process, nursery
-        ours = nursery.channel
         try:
-            if deadline is not None:
-                ours.settimeout(max(deadline - time.monotonic(), 0.001))
-            answer = ours.recv(LONGEST_MESSAGE)
-            ours.settimeout(None)
-        except ConnectionError:
-            answer = b""
+            words = nursery.hear(None if deadline is None else max(deadline - time.monotonic(), 0))
         except BaseException as error:
             process.kill()
             self._end()
@@ -571,11 +565,11 @@ class Zygote(_Caller):
                 text = f"the zygote was not ready after {self._timeout} seconds"
                 raise ZygoteError(text) from None
             raise
-        if not answer:
+        if not words:
             raise self._died()
-        if answer != READY:
+        if words != READY:
             self._end()
-            raise ZygoteError(answer.decode())
+            raise ZygoteError(words.decode())
         return nursery
 
     def _told(self) -> dict[str, Any]:
