@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import gc
 import os
 import resource
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +19,7 @@ from ramet import CloneFlags, Zygote
 from tests.childlib import number
 from tests.functions import add, ids, interrupt_self
 from tests.isolated import run_python
-from tests.waiting import children, in_fork, until
+from tests.waiting import Background, children, in_fork, until
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs privileges")
 
@@ -36,12 +40,26 @@ def _has_ended(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
+def _one_waits(zygote: Zygote) -> int:
+    """Have a child made ahead, and return its pid."""
+    for _ in range(2):
+        zygote.call(add, 1)
+    (pid,) = until(lambda: _waiting(zygote))
+    return pid
+
+
 def test_one_waits(zygote: Zygote) -> None:
-    assert zygote.call(add, 1) == 2
+    pid = _one_waits(zygote)
     for _ in range(3):
-        (pid,) = until(lambda: _waiting(zygote))
         assert zygote.call(ids) == (pid, os.getpid())
+        (pid,) = until(lambda: _waiting(zygote))
     zygote.close()
+    assert not _waiting(zygote)
+
+
+def test_none_waits_before_there_were_two_alike(zygote: Zygote) -> None:
+    zygote.call(add, 1)
+    time.sleep(0.05)
     assert not _waiting(zygote)
 
 
@@ -53,27 +71,37 @@ def test_none_waits() -> None:
             assert not _waiting(zygote)
 
 
-@root
-def test_one_of_each_kind_waits(zygote: Zygote) -> None:
-    apart = zygote.using(flags=CloneFlags.NEWPID | CloneFlags.NEWNET)
-    for _ in range(2):
-        assert zygote.call(add, 1) == 2
-        assert apart.call(os.getpid) == 1
-    waiting = until(lambda: _waiting(zygote) if len(_waiting(zygote)) == 2 else None)
+def test_options_are_for_the_one_that_waits(zygote: Zygote) -> None:
+    pid = _one_waits(zygote)
     limited = zygote.using(nice=3, rlimits={resource.RLIMIT_NOFILE: (99, 99)})
-    with (
-        limited.start(resource.getrlimit, resource.RLIMIT_NOFILE) as one,
-        apart.start(os.getpid) as other,
-    ):
-        assert {one.pid, other.pid} == waiting
-        assert (one.result(), other.result()) == ((99, 99), 1)
+    with limited.start(resource.getrlimit, resource.RLIMIT_NOFILE) as child:
+        assert child.pid == pid
+        assert child.result() == (99, 99)
 
 
 @root
-@pytest.mark.parametrize("flag", ["NEWNS", "NEWUTS", "NEWCGROUP"])
+def test_one_of_another_kind(zygote: Zygote) -> None:
+    apart = zygote.using(flags=CloneFlags.NEWPID)
+    pid = _one_waits(zygote)
+    assert apart.call(os.getpid) == 1
+    assert _waiting(zygote) == {pid}
+    assert apart.call(os.getpid) == 1
+    (other,) = until(lambda: _waiting(zygote) - {pid})
+    with apart.start(os.getpid) as child:
+        assert child.pid == other
+        assert child.result() == 1
+    # Of two kinds in turn, at most one waits.
+    for _ in range(3):
+        assert zygote.call(add, 1) == 2
+        assert apart.call(add, 1) == 2
+    assert len(_waiting(zygote)) <= 1
+
+
+@root
+@pytest.mark.parametrize("flag", ["NEWNS", "NEWUTS", "NEWCGROUP", "NEWNET"])
 def test_namespaces_that_are_copies_are_not_made_ahead(zygote: Zygote, flag: str) -> None:
     bound = zygote.using(flags=CloneFlags[flag])
-    for _ in range(2):
+    for _ in range(3):
         assert bound.call(add, 1) == 2
         time.sleep(0.02)
         assert not _waiting(zygote)
@@ -81,7 +109,7 @@ def test_namespaces_that_are_copies_are_not_made_ahead(zygote: Zygote, flag: str
 
 @root
 def test_a_cgroup_is_not_joined_ahead(zygote: Zygote, cgroup: Path) -> None:
-    for _ in range(2):
+    for _ in range(3):
         zygote.using(cgroup=cgroup).call(add, 1)
         time.sleep(0.02)
         assert not _waiting(zygote)
@@ -90,8 +118,7 @@ def test_a_cgroup_is_not_joined_ahead(zygote: Zygote, cgroup: Path) -> None:
 @pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGTERM])
 def test_the_one_that_waits_is_killed(zygote: Zygote, sig: signal.Signals) -> None:
     for _ in range(3):
-        zygote.call(add, 1)
-        (pid,) = until(lambda: _waiting(zygote))
+        pid = _one_waits(zygote)
         os.kill(pid, sig)
         until(lambda: _has_ended(pid))  # noqa: B023 - used at once
         assert zygote.call(os.getpid) != pid
@@ -100,24 +127,21 @@ def test_the_one_that_waits_is_killed(zygote: Zygote, sig: signal.Signals) -> No
 
 
 def test_the_one_that_waits_is_reaped_by_others(zygote: Zygote) -> None:
-    zygote.call(add, 1)
-    (pid,) = until(lambda: _waiting(zygote))
+    pid = _one_waits(zygote)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     assert zygote.call(os.getpid) != pid
 
 
 def test_the_one_that_waits_is_stopped(zygote: Zygote) -> None:
-    zygote.call(add, 1)
-    (pid,) = until(lambda: _waiting(zygote))
+    pid = _one_waits(zygote)
     os.kill(pid, signal.SIGSTOP)
     zygote.close()
     assert not children()
 
 
 def test_interrupts_before_there_is_work_are_for_others(zygote: Zygote) -> None:
-    zygote.call(add, 1)
-    (pid,) = until(lambda: _waiting(zygote))
+    pid = _one_waits(zygote)
     os.kill(pid, signal.SIGINT)
     assert zygote.call(time.sleep, 0.01) is None
     assert zygote.call(interrupt_self) == "interrupted"
@@ -125,8 +149,7 @@ def test_interrupts_before_there_is_work_are_for_others(zygote: Zygote) -> None:
 
 def test_in_a_fork(zygote: Zygote) -> None:
     """A copy of us has no share in it, and does not keep it from ending."""
-    zygote.call(add, 1)
-    (pid,) = until(lambda: _waiting(zygote))
+    pid = _one_waits(zygote)
 
     def use() -> None:
         assert zygote.call(ids)[1] == os.getpid()
@@ -141,8 +164,7 @@ def test_ends_with_us() -> None:
     done = run_python(
         "import os, signal, time, ramet\n"
         "zygote = ramet.Zygote(main=False)\n"
-        "zygote.call(abs, -1)\n"
-        "while zygote._nursery._ordered is None: pass\n"
+        "zygote.call(abs, -1), zygote.call(abs, -1)\n"
         "time.sleep(0.1)\n"
         "with open(f'/proc/self/task/{os.getpid()}/children') as list: print(list.read())\n"
         "os.sys.stdout.flush()\n"
@@ -166,7 +188,7 @@ def test_the_zygote_is_killed_before_it_tells_of_a_birth(tmp_path: Path, stage: 
         f"sys.path.insert(0, {str(tmp_path)!r})\n"
         f"zygote = ramet.Zygote({preload}, main=False)\n"
         "try:\n"
-        "    zygote.call(abs, -1)\n"
+        "    zygote.call(abs, -1), zygote.call(abs, -1)\n"
         "    os.kill(zygote.pid, signal.SIGKILL)\n"
         "    zygote.call(abs, -1)\n"
         "except ramet.ZygoteError as error:\n"
@@ -192,8 +214,9 @@ def test_by_clone(tmp_path: Path) -> None:
         "import os, sys, time, ramet\n"
         f"sys.path.insert(0, {str(tmp_path)!r})\n"
         "with ramet.Zygote(['old'], main=False) as zygote:\n"
-        "    pids = {zygote.call(os.getpid) for _ in range(5)}\n"
-        "    assert len(pids) == 5\n"
+        "    zygote.call(abs, -1), zygote.call(abs, -1)\n"
+        "    assert zygote._nursery._channel.ordered[1]\n"
+        "    assert zygote.call(abs, -2) == 2\n"
     )
 
 
@@ -215,3 +238,214 @@ def test_a_refusal_is_told_to_the_one_who_asks(tmp_path: Path) -> None:
         "        else:\n"
         "            raise AssertionError('not refused')\n"
     )
+
+
+# --- signals ------------------------------------------------------------------------------------
+
+
+def test_an_interrupt_just_after_the_start_is_for_the_work(zygote: Zygote) -> None:
+    for _ in range(20):
+        with zygote.start(time.sleep, 30) as child:
+            child.child.send_signal(signal.SIGINT)
+            assert isinstance(child.exception(), KeyboardInterrupt)
+
+
+def test_handlers_of_a_preload_are_not_called_for_old_signals(tmp_path: Path) -> None:
+    (tmp_path / "handles.py").write_text(
+        "import signal, sys\nsignal.signal(signal.SIGUSR1, lambda *_: sys.exit(5))\n"
+    )
+    run_python(
+        "import os, signal, sys, time, ramet\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "signal.signal(signal.SIGUSR1, signal.SIG_IGN)\n"
+        "os.setpgid(0, 0)\n"
+        "with ramet.Zygote(['handles'], main=False) as zygote:\n"
+        "    for i in range(5):\n"
+        "        zygote.call(abs, -1), zygote.call(abs, -1)\n"
+        "        time.sleep(0.02 * (i > 1))\n"
+        "        os.killpg(0, signal.SIGUSR1)\n"
+        "        time.sleep(0.02)\n"
+        "        assert zygote.call(abs, -i) == i\n"
+    )
+
+
+def _interrupted(code: str) -> None:
+    """Have a handler raise at any time in some code that uses `zygote`; nothing is left of it."""
+    run_python(
+        "import gc, os, random, signal, time, ramet\n"
+        "from ramet import _orphans\n"
+        "class Interrupt(BaseException): pass\n"
+        "def handler(*_): raise Interrupt\n"
+        "signal.signal(signal.SIGALRM, handler)\n"
+        "zygote = ramet.Zygote(main=False)\n"
+        "zygote.call(abs, -1)\n"
+        "fds = len(os.listdir('/proc/self/fd'))\n"
+        "end = time.monotonic() + 5\n"
+        "hits = 0\n"
+        "while time.monotonic() < end:\n"
+        "    try:\n"
+        "        try:\n"
+        "            zygote.warm_up()\n"
+        "            signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 4e-3))\n"
+        f"            {code}\n"
+        "        finally:\n"
+        "            signal.setitimer(signal.ITIMER_REAL, 0)\n"
+        "    except Interrupt:\n"
+        "        hits += 1\n"
+        "assert hits > 5, hits\n"
+        "assert zygote.call(abs, -2) == 2\n"
+        "zygote.close()\n"
+        "gc.collect()\n"
+        "end = time.monotonic() + 5\n"
+        "while _orphans.waiting and time.monotonic() < end:\n"
+        "    _orphans.sweep()\n"
+        "    time.sleep(0.01)\n"
+        "try:\n"
+        "    print(os.waitpid(-1, os.WNOHANG))\n"
+        "except ChildProcessError:\n"
+        "    pass\n"
+        "else:\n"
+        "    raise AssertionError('a child is left')\n"
+        "left = len(os.listdir('/proc/self/fd'))\n"
+        "assert left <= fds - 1, (left, fds)  # the zygote's are closed\n"
+    )
+
+
+def test_a_call_is_interrupted() -> None:
+    _interrupted("[zygote.call(abs, -1) for _ in range(5)]")
+
+
+def test_a_close_is_interrupted() -> None:
+    _interrupted("zygote.call(abs, -1), zygote.call(abs, -1), zygote.close()")
+
+
+# --- the zygote does not answer -----------------------------------------------------------------
+
+
+def _stopped(zygote: Zygote) -> int:
+    """Stop a zygote that has a child to make; its pid."""
+    pid = zygote.pid
+    assert pid is not None
+    _one_waits(zygote)
+    os.kill(pid, signal.SIGSTOP)
+    assert zygote.call(add, 1) == 2  # by the one that waits
+    return pid
+
+
+def test_the_zygote_is_stopped_when_it_is_closed(zygote: Zygote) -> None:
+    zygote.warm_up()
+    _stopped(zygote)
+    zygote.close()
+    assert not children()
+
+
+def test_the_zygote_goes_on_while_it_is_closed(zygote: Zygote) -> None:
+    zygote.warm_up()
+    pid = _stopped(zygote)
+    later = threading.Timer(0.9, os.kill, (pid, signal.SIGCONT))
+    later.start()
+    zygote.close()
+    later.join()
+    assert not children()
+
+
+def test_dropped_in_a_cycle() -> None:
+    zygote = Zygote(main=False)
+    _one_waits(zygote)
+    pid = zygote.pid
+    zygote.itself = zygote  # type: ignore[attr-defined]
+    del zygote
+    gc.collect()
+    assert pid not in children()
+    assert not children()
+
+
+# --- descriptors --------------------------------------------------------------------------------
+
+
+@root
+def test_no_room_after_privileges_were_dropped() -> None:
+    """A child of others' ids cannot be killed: it ends by itself."""
+    run_python(
+        "import errno, os, resource, ramet\n"
+        "zygote = ramet.Zygote(main=False)\n"
+        "zygote.call(abs, -1)\n"
+        "os.setresuid(65534, 65534, 65534)\n"
+        "soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "used = {int(fd) for fd in os.listdir('/proc/self/fd')}\n"
+        "free = [fd for fd in range(100) if fd not in used or fd == max(used)]\n"
+        "seen = []\n"
+        "for room in range(7):\n"
+        "    resource.setrlimit(resource.RLIMIT_NOFILE, (free[room], hard))\n"
+        "    try:\n"
+        "        seen.append(zygote.call(abs, -1))\n"
+        "    except OSError as error:\n"
+        "        seen.append(error.errno)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))\n"
+        "assert set(seen) == {errno.EMFILE, 1}, seen\n"
+        "zygote.close()\n"
+        "try:\n"
+        "    print(os.waitpid(-1, 0))\n"
+        "except ChildProcessError:\n"
+        "    pass\n"
+        "else:\n"
+        "    raise AssertionError('a child is left')\n"
+    )
+
+
+def test_no_room_in_the_child(zygote: Zygote) -> None:
+    zygote.warm_up()
+    assert zygote.pid is not None
+    resource.prlimit(zygote.pid, resource.RLIMIT_NOFILE, (12, 12))
+    numbers = dict.fromkeys(range(20, 32), 0)
+    with pytest.raises(OSError, match="can't have these descriptors") as caught:
+        zygote.using(fds=numbers).call(add, 1)
+    assert caught.value.errno == errno.EMFILE
+    assert zygote.call(add, 1) == 2
+
+
+def test_many_files_of_a_preload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "many.py").write_text("files = [open('/dev/null') for _ in range(300)]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with Zygote(["many"], main=False) as zygote:
+        assert zygote.call(add, 1) == 2
+
+
+def test_bad_descriptors_of_the_work_cost_one_child(zygote: Zygote) -> None:
+    """Some cannot be passed: those of io_uring, for one."""
+    _one_waits(zygote)
+    pid = zygote.pid
+    ring = ctypes.CDLL(None, use_errno=True).syscall(number("io_uring_setup"), 1, bytes(120))
+    if ring < 0:
+        pytest.skip(f"no io_uring here: {os.strerror(ctypes.get_errno())}")
+    try:
+        with pytest.raises(OSError, match="Invalid argument"):
+            zygote.using(fds={9: ring}).call(add, 1)
+    finally:
+        os.close(ring)
+    assert zygote.call(add, 1) == 2
+    assert zygote.pid == pid
+    until(lambda: len(_waiting(zygote)) == 1)
+
+
+def test_forks_while_others_use_it(zygote: Zygote) -> None:
+    """A fork has no socket of what is under way."""
+    stop = threading.Event()
+
+    def use() -> None:
+        while not stop.is_set():
+            assert zygote.call(add, 1) == 2
+
+    def look() -> None:
+        fds = Path("/proc/self/fd").iterdir()
+        names = [os.readlink(fd) for fd in fds if fd.is_symlink()]
+        assert not [name for name in names if name.startswith("socket:")], names
+
+    workers = [Background(use) for _ in range(2)]
+    try:
+        for _ in range(50):
+            in_fork(look)
+    finally:
+        stop.set()
+        for worker in workers:
+            worker.result()

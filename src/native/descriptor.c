@@ -7,7 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/eventfd.h>
-#include <sys/socket.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -84,57 +84,30 @@ static PyObject *descriptor_gate(PyObject *type, PyObject *unused) {
     return (PyObject *)self;
 }
 
-/* Nobody is to take it for a standard stream that is closed. */
-static int beyond_standard(int fd) {
-    if (fd > STDERR_FILENO) {
+int ramet_beyond_standard(int fd) {
+    if (fd < 0 || fd > STDERR_FILENO) {
         return fd;
     }
     int moved = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+    int error = errno;
     close(fd);
+    errno = error;
     return moved;
 }
 
-/* pair() -> (Descriptor, Descriptor), of connected SEQPACKET sockets, close-on-exec */
-static PyObject *descriptor_pair(PyObject *type, PyObject *unused) {
-    (void)unused;
-    int numbers[2] = {-1, -1};
-    PyObject *pair = PyTuple_New(2);
-    for (Py_ssize_t i = 0; pair != NULL && i < 2; i++) {
-        Descriptor *one = allocate(type);
-        if (one == NULL) {
-            Py_CLEAR(pair);
-        } else {
-            PyTuple_SetItem(pair, i, (PyObject *)one);
-        }
-    }
-    if (pair == NULL) {
+/* memory(name as bytes) -> an empty memory file, close-on-exec, beyond the standard streams */
+static PyObject *descriptor_memory(PyObject *type, PyObject *name) {
+    const char *text = PyBytes_AsString(name);
+    Descriptor *self = text == NULL ? NULL : allocate(type);
+    if (self == NULL) {
         return NULL;
     }
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, numbers) < 0) {
-        Py_DECREF(pair);
-        return PyErr_SetFromErrno(PyExc_OSError);
+    self->number = ramet_beyond_standard((int)syscall(SYS_memfd_create, text, MFD_CLOEXEC));
+    if (self->number < 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        Py_CLEAR(self);
     }
-    for (Py_ssize_t i = 0; i < 2; i++) {
-        Descriptor *one = (Descriptor *)PyTuple_GetItem(pair, i);
-        one->number = beyond_standard(numbers[i]);
-    }
-    for (Py_ssize_t i = 0; i < 2; i++) {
-        if (((Descriptor *)PyTuple_GetItem(pair, i))->number < 0) {
-            Py_DECREF(pair);
-            errno = EMFILE;
-            return PyErr_SetFromErrno(PyExc_OSError);
-        }
-    }
-    return pair;
-}
-
-/* shutdown() of a socket: the other end is told that no more will come */
-static PyObject *descriptor_shutdown(PyObject *object, PyObject *unused) {
-    (void)unused;
-    if (shutdown(((Descriptor *)object)->number, SHUT_WR) < 0) {
-        return PyErr_SetFromErrno(PyExc_OSError);
-    }
-    Py_RETURN_NONE;
+    return (PyObject *)self;
 }
 
 /* close() before the object goes; again: nothing */
@@ -154,8 +127,7 @@ static PyMethodDef descriptor_methods[] = {
     {"directory", METHOD(descriptor_directory), METH_O | METH_CLASS, NULL},
     {"this_process", METHOD(descriptor_this_process), METH_NOARGS | METH_CLASS, NULL},
     {"gate", METHOD(descriptor_gate), METH_NOARGS | METH_CLASS, NULL},
-    {"pair", METHOD(descriptor_pair), METH_NOARGS | METH_CLASS, NULL},
-    {"shutdown", METHOD(descriptor_shutdown), METH_NOARGS, NULL},
+    {"memory", METHOD(descriptor_memory), METH_O | METH_CLASS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

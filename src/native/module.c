@@ -15,19 +15,16 @@ static int exec_module(PyObject *module) {
         PyModule_AddFunctions(module, ramet_pointer_methods) < 0 ||
         PyModule_AddFunctions(module, ramet_private_functions) < 0 ||
         PyModule_AddFunctions(module, ramet_serve_functions) < 0 ||
-        PyModule_AddFunctions(module, ramet_task_functions) < 0 ||
-        PyModule_AddFunctions(module, ramet_zygote_functions) < 0) {
+        PyModule_AddFunctions(module, ramet_task_functions) < 0) {
         return -1;
     }
     const struct {
         const char *name;
         PyType_Spec *spec;
     } types[] = {
-        {"Descriptor", &ramet_descriptor_spec},
-        {"Mapping", &ramet_mapping_spec},
-        {"Pool", &ramet_pool_spec},
-        {"Status", &ramet_status_spec},
-        {"Task", &ramet_task_spec},
+        {"Channel", &ramet_channel_spec}, {"Descriptor", &ramet_descriptor_spec},
+        {"Mapping", &ramet_mapping_spec}, {"Pool", &ramet_pool_spec},
+        {"Status", &ramet_status_spec},   {"Task", &ramet_task_spec},
     };
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         if (add(module, types[i].name, PyType_FromModuleAndSpec(module, types[i].spec, NULL)) < 0) {

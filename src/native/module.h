@@ -24,7 +24,7 @@ extern PyMethodDef ramet_pointer_methods[];
 extern PyMethodDef ramet_private_functions[];
 extern PyMethodDef ramet_serve_functions[];
 extern PyMethodDef ramet_task_functions[];
-extern PyMethodDef ramet_zygote_functions[];
+extern PyType_Spec ramet_channel_spec;
 extern PyType_Spec ramet_descriptor_spec;
 extern PyType_Spec ramet_mapping_spec;
 extern PyType_Spec ramet_pool_spec;
@@ -37,5 +37,9 @@ static inline int ramet_as_u64(PyObject *object, uint64_t *value) {
     *value = PyLong_AsUnsignedLongLong(object);
     return (*value == (uint64_t)-1 && PyErr_Occurred()) ? -1 : 0;
 }
+
+/* Moves a new descriptor, close-on-exec, if somebody might take it for a standard stream that is
+ * closed. Returns -1, with errno and the descriptor closed, if there is no room. */
+int ramet_beyond_standard(int fd);
 
 #endif

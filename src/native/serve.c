@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/sched.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,7 +23,6 @@
 #include "zygote.h"
 
 #define FIRST_BEYOND_STANDARD 3
-#define MOST_OWN 256
 #define CLONE_OURS ((uint64_t)CLONE_PARENT | (uint64_t)CLONE_PIDFD)
 
 /* Work that was received, and where its parts are. */
@@ -33,11 +33,15 @@ struct received {
     char *image;
     const char *rest;
     size_t rest_size;
-    int own[MOST_OWN]; /* numbers that the zygote has files at */
+    int *own; /* numbers that the zygote has files at */
     size_t own_count;
     int descriptors[RAMET_MOST_DESCRIPTORS];
     size_t count;
 };
+
+static void set_mask(const uint64_t *mask, uint64_t *before) {
+    syscall(SYS_rt_sigprocmask, SIG_SETMASK, mask, before, sizeof *mask);
+}
 
 /* Waits for a message. 0: there will be no more. */
 static size_t receive(int socket, void *data, size_t room, int *descriptors, size_t *count) {
@@ -146,35 +150,44 @@ static long copy(const struct order *order, long tid_offset, int *pidfd, pid_t *
     return ramet_copy_process(&args, size, order->words.use_clone != 0, tid_offset);
 }
 
-/* serve(socket, tid_offset, file for the pids of births)
- *     -> in each child (the socket that its work comes from, whether it is ahead of that); in the
- *        zygote None, when there will be no more orders
+/* serve(socket, tid_offset, file for the pids of births, whether SIGINT is unblocked in children)
+ *     -> in each child (the socket that its work comes from, whether it is ahead of that, the
+ * signal mask that it is to have then: until then all are blocked); in the zygote None, when there
+ *        will be no more orders
  *
  * This process has one thread. It is in the middle of a fork, as Python sees it, all the time. */
 static PyObject *serve(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     (void)module;
-    if (count != 3) {
-        return PyErr_Format(PyExc_TypeError, "serve takes 3 arguments, got %zd", count);
+    if (count != 4) {
+        return PyErr_Format(PyExc_TypeError, "serve takes 4 arguments, got %zd", count);
     }
     long channel = PyLong_AsLong(args[0]);
     long offset = PyErr_Occurred() ? -1 : PyLong_AsLong(args[1]);
     long births = PyErr_Occurred() ? -1 : PyLong_AsLong(args[2]);
+    int interrupts = PyErr_Occurred() ? -1 : PyObject_IsTrue(args[3]);
     pid_t *born = PyErr_Occurred() ? NULL : map_births((int)births);
     if (born == NULL) {
         return NULL;
     }
+    const uint64_t all = ~(uint64_t)0;
     struct order order;
     PyOS_BeforeFork();
     while (receive_order((int)channel, &order)) {
         int pidfd = -1;
+        uint64_t mask = 0;
+        set_mask(&all, &mask);
         long result = copy(&order, offset, &pidfd, born);
         if (result == 0) {
             /* Or nobody would see from it that the zygote has ended. */
             close((int)channel);
             PyOS_AfterFork_Child();
-            return Py_BuildValue("(iO)", order.descriptors[SOCKET],
-                                 order.words.ahead ? Py_True : Py_False);
+            if (interrupts) {
+                mask &= ~((uint64_t)1 << (SIGINT - 1));
+            }
+            return Py_BuildValue("(iOK)", order.descriptors[SOCKET],
+                                 order.words.ahead ? Py_True : Py_False, (unsigned long long)mask);
         }
+        set_mask(&mask, NULL);
         answer((int)channel, result, pidfd);
         close_descriptors(&order);
         if (result > 0) {
@@ -202,7 +215,7 @@ static int dissect(struct received *received, char *data, size_t size) {
         return 0;
     }
     left -= work->relocations * sizeof(uint64_t);
-    if (work->image > left || received->count != work->kept + work->numbers) {
+    if (work->image > left) {
         return 0;
     }
     received->work = work;
@@ -317,18 +330,22 @@ static char *relocate(const struct received *received) {
     return received->work->image > 0 ? image : NULL;
 }
 
-/* The zygote blocks SIGINT. One that came while this had nothing to do was for others. */
-static void allow_interrupts(void) {
-    uint64_t interrupt = (uint64_t)1 << (SIGINT - 1);
-    const struct timespec at_once = {0, 0};
-    syscall(SYS_rt_sigtimedwait, &interrupt, NULL, &at_once, sizeof interrupt);
-    syscall(SYS_rt_sigprocmask, SIG_UNBLOCK, &interrupt, NULL, sizeof interrupt);
+/* A signal that comes while this waits is not for the work: if that has a handler, which Python
+ * would call later, there will be no work. None that was told is lost by that, since what is in the
+ * queue of a socket when it is shut down can still be received. */
+static void wait_for_work(int socket, uint64_t mask) {
+    struct pollfd entry = {.fd = socket, .events = POLLIN};
+    if (syscall(SYS_ppoll, &entry, 1, NULL, &mask, sizeof mask) < 0) {
+        shutdown(socket, SHUT_RD);
+    }
 }
 
 static int take_own(PyObject *list, struct received *received) {
     Py_ssize_t count = PyList_Size(list);
-    if (count > MOST_OWN) {
-        PyErr_SetString(PyExc_ValueError, "too many files are open");
+    received->own = PyMem_Malloc((size_t)(count > 0 ? count : 1) * sizeof(int));
+    if (received->own == NULL) {
+        PyErr_NoMemory();
+        return -1;
     }
     for (Py_ssize_t i = 0; i < count && !PyErr_Occurred(); i++) {
         received->own[i] = (int)PyLong_AsLong(PyList_GetItem(list, i));
@@ -337,11 +354,21 @@ static int take_own(PyObject *list, struct received *received) {
     return PyErr_Occurred() ? -1 : 0;
 }
 
-/* work(socket, whether SIGINT is unblocked, list of the zygote's open files)
+/* Gives the descriptors their places, if there was room for all. Returns -errno. */
+static long take_descriptors(struct received *received) {
+    const struct ramet_work *work = received->work;
+    if (received->count == work->kept + work->numbers) {
+        return place_descriptors(received);
+    }
+    return -EMFILE;
+}
+
+/* work(socket, signal mask while this waits, list of the zygote's open files)
  *     -> (what is left to Python, list of the descriptors that are kept, address of the program or
- *         0, 0 or -errno of the descriptors), or None: there will be none
+ *         0, 0 or -errno of the descriptors)
  *
- * Called once: the program stays where it was received. */
+ * If there will be no work this process ends. Called once: the program stays where it was
+ * received. */
 static PyObject *work(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     (void)module;
     struct received received = {0};
@@ -349,26 +376,26 @@ static PyObject *work(PyObject *module, PyObject *const *args, Py_ssize_t count)
         return PyErr_Format(PyExc_TypeError, "work takes 3 arguments, got %zd", count);
     }
     long socket = PyLong_AsLong(args[0]);
-    int interrupts = PyErr_Occurred() ? -1 : PyObject_IsTrue(args[1]);
-    if (interrupts < 0 || take_own(args[2], &received) < 0) {
+    uint64_t mask = 0;
+    if (PyErr_Occurred() || ramet_as_u64(args[1], &mask) < 0 || take_own(args[2], &received) < 0) {
         return NULL;
     }
     char *data = aligned_alloc(sizeof(uint64_t), RAMET_LONGEST_WORK);
     if (data == NULL) {
         return PyErr_NoMemory();
     }
+    wait_for_work((int)socket, mask);
     size_t size =
         receive((int)socket, data, RAMET_LONGEST_WORK, received.descriptors, &received.count);
+    if (size == 0) { /* at once: no handler of Python is called any more */
+        syscall(SYS_exit_group, 0);
+    }
     if (!dissect(&received, data, size)) {
-        free(data);
-        Py_RETURN_NONE;
+        return PyErr_Format(PyExc_ValueError, "bad work, of %zu bytes", size);
     }
-    long error = place_descriptors(&received);
-    if (interrupts) {
-        allow_interrupts();
-    }
+    long error = take_descriptors(&received);
     PyObject *kept = PyList_New(0);
-    for (uint64_t i = 0; kept != NULL && i < received.work->kept; i++) {
+    for (uint64_t i = 0; kept != NULL && i < received.work->kept && i < received.count; i++) {
         PyObject *number = PyLong_FromLong(received.descriptors[i]);
         if (number == NULL || PyList_Append(kept, number) < 0) {
             Py_CLEAR(kept);
@@ -379,6 +406,17 @@ static PyObject *work(PyObject *module, PyObject *const *args, Py_ssize_t count)
                          PyLong_FromVoidPtr(relocate(&received)), error);
 }
 
+/* set_mask(signal mask) */
+static PyObject *set_signal_mask(PyObject *module, PyObject *words) {
+    (void)module;
+    uint64_t mask = 0;
+    if (ramet_as_u64(words, &mask) < 0) {
+        return NULL;
+    }
+    set_mask(&mask, NULL);
+    Py_RETURN_NONE;
+}
+
 /* run_in_place(address of a program) -> None, or (step, result) of the step that has failed. */
 static PyObject *run_in_place(PyObject *module, PyObject *address) {
     (void)module;
@@ -386,7 +424,7 @@ static PyObject *run_in_place(PyObject *module, PyObject *address) {
     if (record.program == NULL) {
         return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "no program");
     }
-    syscall(SYS_rt_sigprocmask, SIG_SETMASK, NULL, &record.caller_mask, sizeof record.caller_mask);
+    set_mask(NULL, &record.caller_mask);
     ramet_run_program(&record);
     if (record.failed) {
         return Py_BuildValue("(Kl)", (unsigned long long)record.step, record.result);
@@ -418,6 +456,7 @@ PyMethodDef ramet_serve_functions[] = {
     {"leave", leave, METH_O, NULL},
     {"rehearse", rehearse, METH_NOARGS, NULL},
     {"run_in_place", run_in_place, METH_O, NULL},
+    {"set_mask", set_signal_mask, METH_O, NULL},
     {"serve", METHOD(serve), METH_FASTCALL, NULL},
     {"work", METHOD(work), METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},

@@ -36,6 +36,7 @@ static Task *new_task(PyTypeObject *type) {
     Task *self = (Task *)PyType_GenericAlloc(type, 0);
     if (self != NULL) {
         self->pidfd = -1;
+        self->work = -1;
     }
     return self;
 }
@@ -66,6 +67,14 @@ void ramet_task_release(Task *self) {
         ramet_pool_give(self->pool, stack);
     }
     Py_CLEAR(self->keep);
+}
+
+void ramet_task_close_work(Task *self) {
+    int work = self->work;
+    self->work = -1;
+    if (work >= 0) {
+        close(work);
+    }
 }
 
 static void close_pidfd(Task *self) {
@@ -113,6 +122,7 @@ static void kill_unfinished(const Task *self) {
 
 /* All in one: between two steps of Python a signal handler might raise. */
 int ramet_task_detach(Task *self) {
+    ramet_task_close_work(self);
     int ours = ramet_task_is_ours(self);
     if (ours && self->users > 0) {
         self->closing = 1;
@@ -180,6 +190,7 @@ static void task_dealloc(PyObject *object) {
     Task *self = (Task *)object;
     PyObject_GC_UnTrack(object);
     PyTypeObject *type = Py_TYPE(object);
+    ramet_task_close_work(self);
     close_pidfd(self); /* a subclass has been finalized, and has none */
     if (is_over(self)) {
         ramet_task_release(self);
@@ -386,6 +397,13 @@ static PyObject *task_detach(Task *self, PyObject *unused) {
     return result < 0 ? NULL : Py_NewRef(Py_None);
 }
 
+/* _dismiss(): the child of a zygote has no work, and is to end */
+static PyObject *task_dismiss(Task *self, PyObject *unused) {
+    (void)unused;
+    ramet_task_close_work(self);
+    Py_RETURN_NONE;
+}
+
 static PyObject *task_close_pidfd(Task *self, PyObject *unused) {
     (void)unused;
     Py_BEGIN_CRITICAL_SECTION(self);
@@ -460,6 +478,8 @@ static PyMethodDef task_methods[] = {
     {"_let_go", METHOD(task_let_go), METH_NOARGS, NULL},
     {"_release", METHOD(task_release), METH_NOARGS, NULL},
     {"_detach", METHOD(task_detach), METH_NOARGS, NULL},
+    {"_dismiss", METHOD(task_dismiss), METH_NOARGS, NULL},
+    {"_tell", METHOD(ramet_task_tell), METH_FASTCALL, NULL},
     {"_close_pidfd", METHOD(task_close_pidfd), METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

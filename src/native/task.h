@@ -13,6 +13,7 @@ typedef struct {
     PyObject_HEAD
     int lock;     /* held by whoever is in waitid: see wait.c */
     int pidfd;    /* -1: none, or closed */
+    int work;     /* a socket by which the child of a zygote is told what to do; then -1 */
     int users;    /* calls that block on the pidfd */
     char closing; /* to be closed when the last of them is done */
     long pid;     /* as the caller's pid namespace has it */
@@ -49,6 +50,9 @@ void ramet_task_started(Task *self, pid_t pid, unsigned long long flags);
 /* Whether the process that asks is the one that has started it, and not a fork of that. */
 int ramet_task_is_ours(const Task *self);
 
+/* The socket is no longer needed: if it was told nothing, the child ends. */
+void ramet_task_close_work(Task *self);
+
 /* Lets go of what the task ran on: it is known to be done with it. */
 void ramet_task_release(Task *self);
 
@@ -65,5 +69,8 @@ PyObject *ramet_task_ioctl(Task *self, PyObject *const *args, Py_ssize_t count);
 PyObject *ramet_task_has_execed(Task *self, PyObject *unused);
 PyObject *ramet_task_settle(Task *self, PyObject *status);
 PyObject *ramet_task_join(Task *self, PyObject *timeout);
+
+/* Tells a child what to do (zygote.c). */
+PyObject *ramet_task_tell(Task *self, PyObject *const *args, Py_ssize_t count);
 
 #endif

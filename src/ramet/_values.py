@@ -8,19 +8,18 @@ finished is told from one that was.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import pickle
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ramet import _native
+from ramet._native import Descriptor
 
 _HEADER = struct.Struct("=8sQ")  # a mark, written last, and the number of parts
 _DONE = b"ramet\0\0\1"
 _LENGTH = 8
-_STANDARD = 2
 _ALIGNMENT = 64
 _MAPPED = 1 << 17  # bytes from which on a file is mapped; a copy of fewer is faster
 
@@ -29,25 +28,9 @@ class UnfinishedError(Exception):
     """The writer did not come to the end of the value."""
 
 
-def new_file(name: str) -> int:
+def new_file(name: str) -> Descriptor:
     """Make an empty memory file; close-on-exec, and not in the place of a standard stream."""
-    fd = os.memfd_create(f"ramet-{name}")
-    if fd > _STANDARD:
-        return fd
-    try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _STANDARD + 1)
-    finally:
-        os.close(fd)
-
-
-@contextlib.contextmanager
-def open_file(name: str) -> Iterator[int]:
-    """Have a memory file for a while."""
-    file = new_file(name)
-    try:
-        yield file
-    finally:
-        os.close(file)
+    return Descriptor.memory(f"ramet-{name}".encode())
 
 
 def encode(value: object, *, by_value: bool = False) -> tuple[bytes, list[pickle.PickleBuffer]]:

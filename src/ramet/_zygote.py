@@ -88,9 +88,9 @@ class FunctionChild(Generic[_T]):
         child: the `Child`, with its pidfd.
     """
 
-    def __init__(self, child: Child, result: int, setup: Program) -> None:
+    def __init__(self, child: Child, result: Descriptor, setup: Program) -> None:
         self.child = child
-        self._file = os.fdopen(result, "rb", buffering=0)
+        self._file = result
         self._setup = setup
         self._lock = threading.Lock()
         self._outcome: tuple[Any, ...] | None = None
@@ -167,7 +167,7 @@ class FunctionChild(Generic[_T]):
 
     def _read(self, status: ExitStatus | None, lost: ChildProcessError | None) -> tuple[Any, ...]:
         try:
-            outcome: tuple[Any, ...] = _values.load(self._file.fileno())
+            outcome: tuple[Any, ...] = _values.load(self._file.number)
         except _values.UnfinishedError:
             return "unreadable", lost if status is None else ChildDiedError(status)
         except Exception as error:  # noqa: BLE001 - what unpickling raises
@@ -193,7 +193,7 @@ class FunctionChild(Generic[_T]):
         traceback: TracebackType | None,
     ) -> None:
         """Wait for the child, and let go of it."""
-        if self._outcome is None and not self._file.closed:
+        if self._outcome is None and self._file.number >= 0:
             try:
                 with suppress(Exception):  # it is told when it is asked for
                     self._wait(None)
@@ -204,30 +204,13 @@ class FunctionChild(Generic[_T]):
         return f"<ramet.FunctionChild {self.child!r}>"
 
 
-class _Lock:
-    """A lock that tells a signal handler, in the middle of what it guards, that it can't be had."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._owner: int | None = None
-
-    def __enter__(self) -> None:
-        if self._owner == threading.get_ident():
-            raise RuntimeError("this thread is in the middle of a request to the zygote")
-        self._lock.acquire()
-        self._owner = threading.get_ident()
-
-    def __exit__(self, *exception: object) -> None:
-        self._owner = None
-        self._lock.release()
-
-
 class _Caller:
     """What can be asked of a zygote, with options or without."""
 
     _seconds: float | None = None
 
     def _begin(self, work: tuple[Any, ...]) -> FunctionChild[Any]:
+        """Start a child that is killed when it is dropped."""
         raise NotImplementedError
 
     def start(
@@ -248,7 +231,9 @@ class _Caller:
             OSError: the kernel refuses the child.
             Exception: what pickle raises for what it cannot carry.
         """
-        return self._begin((fn, args, kwargs))
+        started = self._begin((fn, args, kwargs))
+        started.child._kill = started.child._quiet = False
+        return started
 
     def call(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Run a function in a fresh child, and return what it returns: ``start(...).result()``.
@@ -267,9 +252,10 @@ class _Caller:
             TimeoutError: it took longer than the timeout of `Zygote.using`; the child was killed.
             BaseException: as `start`, and `FunctionChild.result`.
         """
-        child = self.start(fn, *args, **kwargs)
+        child = self._begin((fn, args, kwargs))
         try:
-            return child.result(self._seconds)
+            result: _T = child.result(self._seconds)
+            return result
         except BaseException:
             if child._outcome is None:
                 child.kill()
@@ -326,9 +312,11 @@ class Zygote(_Caller):
             main: also import the main module of this program, as multiprocessing does, so that
                 functions of it can be run.
             timeout: seconds that the start of the zygote may take, with all imports.
-            ahead: keep a child that waits for the next request, like the last one that was asked
-                for, if that has no cgroup of its own and none of the namespaces that start as
-                copies (NEWNS, NEWUTS, NEWCGROUP): it is made while nobody waits for it.
+            ahead: when two requests in a row were alike, have a child ready for a third, made while
+                nobody waits for it. Requests are alike if their flags are; children with
+                namespaces that start as copies of others (all but NEWPID, NEWIPC, NEWUSER), or in a
+                cgroup of their own, are made when they are asked for. What is done to the zygote
+                by its pid, such as prlimit, is as it was when the child was made.
         """
         if isinstance(preload, str):
             raise TypeError("preload must be names of modules, not a string")
@@ -343,7 +331,8 @@ class Zygote(_Caller):
         self._main = main
         self._has_main = main and _main_module() is not None
         self._timeout = check_timeout(timeout)
-        self._lock = _Lock()
+        self._lock = threading.RLock()
+        self._busy = False
         self._ahead = ahead
         self._process: Child | None = None
         self._nursery: Nursery | None = None
@@ -447,8 +436,7 @@ class Zygote(_Caller):
         Raises:
             ZygoteError: it cannot be started, or an import fails or starts threads.
         """
-        with self._lock:
-            self._running()
+        self._alone(self._running)
 
     @property
     def pid(self) -> int | None:
@@ -457,8 +445,18 @@ class Zygote(_Caller):
 
     def close(self) -> None:
         """End the zygote; its children go on."""
+        self._alone(self._end)
+
+    def _alone(self, do: Callable[..., _T], *args: Any) -> _T:
+        """Do something with the zygote while no other thread does, nor a handler of a signal."""
         with self._lock:
-            self._end()
+            if self._busy:
+                raise RuntimeError("this thread is in the middle of a request to the zygote")
+            try:
+                self._busy = True
+                return do(*args)
+            finally:
+                self._busy = False
 
     def __enter__(self) -> Self:
         return self
@@ -485,13 +483,13 @@ class Zygote(_Caller):
             inline, buffers = _values.encode((*work, options.env), by_value=by_value)
             if buffers or len(inline) > _MOST_INLINE:
                 files.append(_values.new_file("function"))
-                _values.write(inline, buffers, files[1])
+                _values.write(inline, buffers, files[1].number)
                 inline = b""
             made = options.prepare()
             numbers, descriptors = options.descriptors(made.fds)
             directory, cgroup = cgroup_descriptor(options.cgroup)
             flags = options.flags | _PARENT | (_INTO_CGROUP if cgroup >= 0 else 0)
-            sent = [*files, *descriptors]
+            sent = [*(file.number for file in files), *descriptors]
             if len(sent) > _native.most_descriptors:
                 raise ValueError(f"at most {_native.most_descriptors} descriptors can be passed")
             head = _WORK.pack(len(files), len(numbers), len(made.places) // 8, len(made.image))
@@ -501,31 +499,23 @@ class Zygote(_Caller):
                 raise ValueError("the setup of a child has at most about 32 KiB")
 
             def make(call: Call, use_clone: bool) -> Child | int:
-                return self._ask(call.flags, use_clone, cgroup, message, sent)
+                return self._alone(self._ask, call.flags, use_clone, cgroup, message, sent)
 
             child = make_call(make, Call(0, 0, flags, 0, cgroup=cgroup))
             del directory
             if made.maps is not None:
                 made.maps.write(child)
-            started: FunctionChild[Any] = FunctionChild(child, files.pop(0), made.program)
-            child._kill = child._quiet = False
-            return started
+            return FunctionChild(child, files.pop(0), made.program)
         finally:
             for file in files:
-                os.close(file)
+                file.close()
 
     def _ask(
         self, flags: int, use_clone: bool, cgroup: int, message: bytes, descriptors: list[int]
     ) -> Child | int:
-        with self._lock:
-            nursery = self._running()
-            try:
-                child = nursery.start(flags, use_clone, cgroup, message, descriptors)
-            except BaseException:
-                self._end()  # an answer that nobody waits for would be taken for the next one's
-                raise
-            if child is None:
-                raise self._died()
+        child = self._running().start(flags, use_clone, cgroup, message, descriptors)
+        if child is None:
+            raise self._died()
         return child
 
     def _running(self) -> Nursery:
@@ -540,26 +530,12 @@ class Zygote(_Caller):
                 'to define things, belongs under if __name__ == "__main__":'
             )
         deadline = deadline_after(self._timeout)
-        nursery = Nursery(ahead=self._ahead)
+        nursery = self._nursery = Nursery(ahead=self._ahead)  # where a fork finds it
         try:
-            with _values.open_file("told") as told:
-                _values.dump(self._told(), told)
-                process = spawn(
-                    [sys.executable, *_interpreter_options(), "-c", _CODE],
-                    fds={_CHANNEL: nursery.theirs.number, _FILE: told, _BIRTHS: nursery.births},
-                    env=self._env,
-                    flags=self._flags,
-                    timeout=self._timeout,
-                )
-        except BaseException:
-            nursery.forget()
-            raise
-        process._quiet = True
-        self._process, self._nursery = process, nursery
-        try:
-            words = nursery.hear(None if deadline is None else max(deadline - time.monotonic(), 0))
+            words = self._spawn(nursery, deadline)
         except BaseException as error:
-            process.kill()
+            if self._process is not None:
+                self._process.kill()
             self._end()
             if isinstance(error, TimeoutError):
                 text = f"the zygote was not ready after {self._timeout} seconds"
@@ -571,6 +547,21 @@ class Zygote(_Caller):
             self._end()
             raise ZygoteError(words.decode())
         return nursery
+
+    def _spawn(self, nursery: Nursery, deadline: float | None) -> bytes:
+        """Start the zygote, and return what it says."""
+        channel, births = nursery.descriptors
+        told = _values.new_file("told")
+        _values.dump(self._told(), told.number)
+        self._process = spawn(
+            [sys.executable, *_interpreter_options(), "-c", _CODE],
+            fds={_CHANNEL: channel, _FILE: told.number, _BIRTHS: births},
+            env=self._env,
+            flags=self._flags,
+            timeout=self._timeout,
+        )
+        self._process._quiet = self._process._kill = True
+        return nursery.hear(None if deadline is None else max(deadline - time.monotonic(), 0))
 
     def _told(self) -> dict[str, Any]:
         main = _main_module() if self._main else None
@@ -599,19 +590,16 @@ class Zygote(_Caller):
         return ZygoteError(f"the zygote {how}")
 
     def _end(self) -> None:
-        nursery, self._nursery = self._nursery, None
-        process, self._process = self._process, None
-        if nursery is not None:
-            nursery.close()
-        if process is not None:
-            # The garbage collector may have dropped the two of us together.
-            with suppress(ValueError, ChildProcessError):
-                try:
-                    process.wait(1)  # it ends by itself, unless it hangs in an import
-                except TimeoutError:
-                    process.kill()
-                    process.wait()
-            process.close()
+        process, nursery = self._process, self._nursery
+        try:
+            # The garbage collector may have dropped us together, and closed some.
+            with suppress(ValueError, OSError):
+                if nursery is not None:
+                    nursery.close(-1 if process is None else process._pidfd)
+                if process is not None:
+                    process.wait(1)
+        finally:  # what was interrupted goes on when these are dropped
+            self._process = self._nursery = None
 
 
 _zygotes: WeakSet[Zygote] = WeakSet()
@@ -620,7 +608,7 @@ _zygotes: WeakSet[Zygote] = WeakSet()
 def _after_fork_in_child() -> None:
     """Leave the zygotes to the process that has started them; whoever held a lock is not here."""
     for zygote in _zygotes:
-        zygote._lock = _Lock()
+        zygote._lock, zygote._busy = threading.RLock(), False
         if zygote._nursery is not None:
             zygote._nursery.forget()
         zygote._process = zygote._nursery = None

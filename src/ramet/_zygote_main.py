@@ -67,11 +67,10 @@ def main(channel: int, file: int, births: int) -> None:
     gc.collect()
     gc.freeze()
     os.write(channel, READY)
-    interrupts = signal.SIGINT not in blocked
     files = sorted(_open_files() - {channel, births})
-    born = _native.serve(channel, offset, births)
+    born = _native.serve(channel, offset, births, signal.SIGINT not in blocked)
     if born is not None:
-        _live(*born, interrupts, files)
+        _live(*born, files)
 
 
 def _open_files() -> set[int]:
@@ -149,8 +148,8 @@ def _rehearse_in_zygote() -> None:
 def _rehearse() -> None:
     """Do what comes with each function, but for its setup."""
     work = pickle.dumps((_nothing, (), {}, None), protocol=5)
-    with _values.open_file("rehearsal") as file:
-        _report(_work(work, file, 0), file)
+    file = _values.new_file("rehearsal")
+    _report(_work(work, file.number, 0, None), file.number)
 
 
 def _nothing() -> None:
@@ -160,25 +159,26 @@ def _nothing() -> None:
 # --- a child ------------------------------------------------------------------------------------
 
 
-def _live(socket: int, ahead: bool, interrupts: bool, files: list[int]) -> NoReturn:
+def _live(socket: int, ahead: bool, mask: int, files: list[int]) -> NoReturn:
     """Wait for what the child is there for, do it, and end."""
     code = 1
     try:
         if ahead:  # there is time to have copied what will be written to
             _rehearse()
-        given = _native.work(socket, interrupts, files)
-        code = 0 if given is None else _run(*given)
+        code = _run(*_native.work(socket, mask, files), mask)
+    except BaseException:  # noqa: BLE001 - nobody else would tell it
+        traceback.print_exc()
     finally:
         _native.leave(code)
 
 
-def _run(work: bytes, kept: list[int], program: int, error: int) -> int:
+def _run(work: bytes, kept: list[int], program: int, error: int, mask: int) -> int:
     """Do what the child is there for. Returns its exit code."""
     result = kept[0]
     if error:
         outcome: tuple[Any, ...] = ("failed", -1, error)
     else:
-        outcome = _work(work, kept[-1], program)
+        outcome = _work(work, kept[-1], program, mask)
     code = 0 if _report(outcome, result) else 1
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
@@ -186,9 +186,11 @@ def _run(work: bytes, kept: list[int], program: int, error: int) -> int:
     return code
 
 
-def _work(work: bytes, file: int, program: int) -> tuple[Any, ...]:
+def _work(work: bytes, file: int, program: int, mask: int | None) -> tuple[Any, ...]:
     """Call the function, which is in a message or else in a file. Returns what became of it."""
     try:
+        if mask is not None:
+            _native.set_mask(mask)  # a signal may have come since there is work
         # Before the setup, after which the files of modules may be out of reach.
         given = pickle.loads(work) if work else _values.load(file)  # noqa: S301 - our parent's
         fn, args, kwargs, env = given
