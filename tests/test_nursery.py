@@ -19,7 +19,7 @@ from ramet import CloneFlags, Zygote
 from tests.childlib import number
 from tests.functions import add, ids, interrupt_self
 from tests.isolated import run_python
-from tests.waiting import Background, children, in_fork, until
+from tests.waiting import Background, blocks, children, in_fork, until
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs privileges")
 
@@ -45,6 +45,7 @@ def _one_waits(zygote: Zygote) -> int:
     for _ in range(2):
         zygote.call(add, 1)
     (pid,) = until(lambda: _waiting(zygote))
+    until(lambda: blocks(pid, "poll"))
     return pid
 
 
@@ -143,6 +144,7 @@ def test_the_one_that_waits_is_stopped(zygote: Zygote) -> None:
 def test_interrupts_before_there_is_work_are_for_others(zygote: Zygote) -> None:
     pid = _one_waits(zygote)
     os.kill(pid, signal.SIGINT)
+    until(lambda: _has_ended(pid))  # a signal and work at the same time would be one for the other
     assert zygote.call(time.sleep, 0.01) is None
     assert zygote.call(interrupt_self) == "interrupted"
 

@@ -110,8 +110,8 @@ def _numbers(name: str) -> set[int]:
 
 
 def blocks(tid: int, name: str) -> bool:
-    """Whether a thread is in a system call: "waitid", "poll", or "futex" as Stack.join makes it."""
-    call, *args = Path(f"/proc/self/task/{tid}/syscall").read_text().split()
+    """Whether a thread or a child is in "waitid", "poll", or "futex" as Stack.join makes it."""
+    call, *args = Path(f"/proc/{tid}/syscall").read_text().split()
     if not call.isdigit() or int(call) not in _numbers(name):
         return False
     # The futexes of CPython's own locks are private ones.
