@@ -143,9 +143,11 @@ def test_the_one_that_waits_is_stopped(zygote: Zygote) -> None:
 
 def test_interrupts_before_there_is_work_are_for_others(zygote: Zygote) -> None:
     pid = _one_waits(zygote)
-    os.kill(pid, signal.SIGINT)
-    until(lambda: _has_ended(pid))  # a signal and work at the same time would be one for the other
-    assert zygote.call(time.sleep, 0.01) is None
+    for pause in (0, 1e-4, 0.01):
+        os.kill(pid, signal.SIGINT)
+        time.sleep(pause)
+        assert zygote.call(time.sleep, 0.01) is None
+        pid = _one_waits(zygote)
     assert zygote.call(interrupt_self) == "interrupted"
 
 
@@ -435,7 +437,7 @@ def test_bad_descriptors_of_the_work_cost_one_child(zygote: Zygote) -> None:
 
 
 def test_forks_while_others_use_it(zygote: Zygote) -> None:
-    """A fork has no socket of what is under way."""
+    """A fork has no socket of what is under way, but for the moment in which a child is born."""
     stop = threading.Event()
 
     def use() -> None:
@@ -455,3 +457,56 @@ def test_forks_while_others_use_it(zygote: Zygote) -> None:
         stop.set()
         for worker in workers:
             worker.result()
+
+
+def test_a_handler_that_catches_an_error_of_the_same_number(zygote: Zygote) -> None:
+    """What a handler does to errno is not taken for what became of the request."""
+    zygote.warm_up()
+    assert zygote.pid is not None
+    stopped = zygote.pid
+
+    def interrupt(*_: object) -> None:
+        reader, writer = os.pipe()
+        os.close(reader)
+        with pytest.raises(BrokenPipeError):
+            os.write(writer, b"x")
+        os.close(writer)
+        os.kill(stopped, signal.SIGCONT)
+        raise LookupError("a handler")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    os.kill(stopped, signal.SIGSTOP)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        with pytest.raises(LookupError):
+            zygote.call(add, 1)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert zygote.call(add, 1) == 2
+
+
+def test_a_handler_that_forks(zygote: Zygote) -> None:
+    """What the fork has of a request is closed, and an error there."""
+    zygote.warm_up()
+    assert zygote.pid is not None
+    stopped = zygote.pid
+    forks = []
+
+    def fork(*_: object) -> None:
+        forks.append(os.fork())
+        if forks[0] != 0:
+            os.kill(stopped, signal.SIGCONT)
+
+    before = signal.signal(signal.SIGALRM, fork)
+    os.kill(stopped, signal.SIGSTOP)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    code = 1
+    try:
+        assert zygote.call(add, 1) == 2
+    except ValueError:
+        code = 7
+    finally:
+        if forks == [0]:
+            os._exit(code)
+        signal.signal(signal.SIGALRM, before)
+    assert os.waitstatus_to_exitcode(os.waitpid(forks[0], 0)[1]) == 7

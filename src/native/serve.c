@@ -330,14 +330,16 @@ static char *relocate(const struct received *received) {
     return received->work->image > 0 ? image : NULL;
 }
 
-/* A signal that comes while this waits is not for the work: if that has a handler, which Python
- * would call later, there will be no work. None that was told is lost by that, since what is in the
- * queue of a socket when it is shut down can still be received. */
-static void wait_for_work(int socket, uint64_t mask) {
+/* A signal that comes while this waits is not for the work: if that has a handler, there will be no
+ * work. None that was told is lost by that, since what is in the queue of a socket when it is shut
+ * down can still be received. Returns whether there was such a signal. */
+static int wait_for_work(int socket, uint64_t mask) {
     struct pollfd entry = {.fd = socket, .events = POLLIN};
-    if (syscall(SYS_ppoll, &entry, 1, NULL, &mask, sizeof mask) < 0) {
+    int interrupted = syscall(SYS_ppoll, &entry, 1, NULL, &mask, sizeof mask) < 0;
+    if (interrupted) {
         shutdown(socket, SHUT_RD);
     }
+    return interrupted;
 }
 
 static int take_own(PyObject *list, struct received *received) {
@@ -384,11 +386,14 @@ static PyObject *work(PyObject *module, PyObject *const *args, Py_ssize_t count)
     if (data == NULL) {
         return PyErr_NoMemory();
     }
-    wait_for_work((int)socket, mask);
+    int interrupted = wait_for_work((int)socket, mask);
     size_t size =
         receive((int)socket, data, RAMET_LONGEST_WORK, received.descriptors, &received.count);
     if (size == 0) { /* at once: no handler of Python is called any more */
         syscall(SYS_exit_group, 0);
+    }
+    if (interrupted && PyErr_CheckSignals() < 0) {
+        PyErr_Clear(); /* ppoll has seen no work: so the signal is older than that */
     }
     if (!dissect(&received, data, size)) {
         return PyErr_Format(PyExc_ValueError, "bad work, of %zu bytes", size);

@@ -479,6 +479,7 @@ static PyMethodDef task_methods[] = {
     {"_release", METHOD(task_release), METH_NOARGS, NULL},
     {"_detach", METHOD(task_detach), METH_NOARGS, NULL},
     {"_dismiss", METHOD(task_dismiss), METH_NOARGS, NULL},
+    {"_has_signals", METHOD(ramet_task_has_signals), METH_NOARGS, NULL},
     {"_tell", METHOD(ramet_task_tell), METH_FASTCALL, NULL},
     {"_close_pidfd", METHOD(task_close_pidfd), METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},

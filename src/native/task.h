@@ -70,6 +70,9 @@ PyObject *ramet_task_has_execed(Task *self, PyObject *unused);
 PyObject *ramet_task_settle(Task *self, PyObject *status);
 PyObject *ramet_task_join(Task *self, PyObject *timeout);
 
+/* Of a zygote's child without work (zygote.c). */
+PyObject *ramet_task_has_signals(Task *self, PyObject *unused);
+
 /* Tells a child what to do (zygote.c). */
 PyObject *ramet_task_tell(Task *self, PyObject *const *args, Py_ssize_t count);
 

@@ -10,6 +10,7 @@
 #include <linux/sched.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -26,6 +27,8 @@
 
 #define PATIENCE 1000 /* milliseconds that a zygote may take to end, and a child without work */
 #define NANOSECONDS 1000000
+#define MOST_OF_STATUS 8192
+#define HEXADECIMAL 16
 
 typedef struct {
     PyObject_HEAD
@@ -97,11 +100,13 @@ static int is_gone(ssize_t size) {
     return size == 0 || (size < 0 && (errno == EPIPE || errno == ECONNRESET));
 }
 
+/* Forgotten first: once it is closed another thread may get the number, and fork. */
 static void close_number(int *fd) {
-    if (*fd >= 0) {
-        close(*fd);
-    }
+    int number = *fd;
     *fd = -1;
+    if (number >= 0) {
+        close(number);
+    }
 }
 
 /* --- what goes on without Python ------------------------------------------------------------ */
@@ -328,19 +333,27 @@ static PyObject *channel_birth(Channel *self, PyObject *type) {
         return NULL;
     }
     int64_t result = 0;
-    ssize_t size = 0;
-    struct pollfd entry = {.fd = self->socket, .events = POLLIN};
-    do {
+    int gone = 0;
+    ssize_t size = -1;
+    while (size < 0 && !gone) {
+        struct pollfd entry = {.fd = self->socket, .events = POLLIN};
         Py_BEGIN_ALLOW_THREADS
             poll(&entry, 1, -1);
         Py_END_ALLOW_THREADS
         /* With the GIL: a pidfd that comes to be at 0 is not to be seen there. */
-        size = receive(entry.fd, &result, &task->pidfd);
-    } while (size < 0 && (errno == EINTR || errno == EAGAIN) && PyErr_CheckSignals() == 0);
-    int gone = is_gone(size);
-    if (size < 0 && !gone) {
-        Py_DECREF((PyObject *)task);
-        return PyErr_Occurred() ? NULL : PyErr_SetFromErrno(PyExc_OSError);
+        size = receive(self->socket, &result, &task->pidfd);
+        gone = is_gone(size);
+        if (size < 0 && !gone) {
+            int again = errno == EINTR || errno == EAGAIN;
+            if (!again) {
+                PyErr_SetFromErrno(PyExc_OSError);
+            }
+            /* A handler may fork, and what it has of this is closed. */
+            if (!again || PyErr_CheckSignals() < 0 || self->ordered < 0) {
+                Py_DECREF((PyObject *)task);
+                return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "closed");
+            }
+        }
     }
     if (gone || size != sizeof result) {
         Py_DECREF((PyObject *)task);
@@ -424,6 +437,28 @@ static int take_descriptors(PyObject *list, struct message *message) {
     return PyErr_Occurred() ? -1 : 0;
 }
 
+/* _has_signals() -> whether signals were sent to the child that it has not taken yet, as far as
+ * /proc tells (proc_pid_status(5)) */
+PyObject *ramet_task_has_signals(Task *self, PyObject *unused) {
+    (void)unused;
+    static const char *const fields[] = {"\nSigPnd:\t", "\nShdPnd:\t"};
+    char path[sizeof "/proc//status" + 3 * sizeof self->pid];
+    char text[MOST_OF_STATUS];
+    PyOS_snprintf(path, sizeof path, "/proc/%ld/status", self->pid);
+    int file = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t size = file < 0 ? 0 : read(file, text, sizeof text - 1);
+    if (file >= 0) {
+        close(file);
+    }
+    text[size > 0 ? size : 0] = 0;
+    int pending = 0;
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
+        const char *field = strstr(text, fields[i]);
+        pending |= field != NULL && strtoull(field + strlen(fields[i]), NULL, HEXADECIMAL) != 0;
+    }
+    return PyBool_FromLong(pending);
+}
+
 /* _tell(message, list of descriptors) -> whether the child is there to read it; it can be told once
  */
 PyObject *ramet_task_tell(Task *self, PyObject *const *args, Py_ssize_t count) {
@@ -438,19 +473,27 @@ PyObject *ramet_task_tell(Task *self, PyObject *const *args, Py_ssize_t count) {
     }
     message.data = data.buf;
     message.size = (size_t)data.len;
-    ssize_t size = 0;
-    do {
+    int gone = 0;
+    int failed = 0;
+    ssize_t size = -1;
+    while (size < 0 && !gone && !failed) {
         int error = 0;
         Py_BEGIN_ALLOW_THREADS
             size = send_message(self->work, &message, 0);
             error = errno;
         Py_END_ALLOW_THREADS
         errno = error;
-    } while (size < 0 && errno == EINTR && PyErr_CheckSignals() == 0);
+        gone = is_gone(size);
+        if (size < 0 && !gone && errno != EINTR) {
+            PyErr_SetFromErrno(PyExc_OSError);
+            failed = 1;
+        } else if (size < 0 && !gone) {
+            failed = PyErr_CheckSignals() < 0;
+        }
+    }
     PyBuffer_Release(&data);
-    int gone = is_gone(size);
-    if (size < 0 && !gone) {
-        return PyErr_Occurred() ? NULL : PyErr_SetFromErrno(PyExc_OSError);
+    if (failed) {
+        return NULL;
     }
     ramet_task_close_work(self);
     return PyBool_FromLong(!gone);

@@ -124,6 +124,9 @@ class Nursery:
         """Take the child that waits, if it is of this kind."""
         if self._waiting is None or self._waiting[0] != kind:
             return None
+        if self._waiting[1]._has_signals():
+            self._drop_waiting()  # they were not for the work
+            return None
         self._newest, self._waiting = self._waiting[1], None
         return self._newest
 

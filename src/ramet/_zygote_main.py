@@ -16,6 +16,7 @@ import signal
 import sys
 import traceback
 import types
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from ramet import _native, _values
@@ -59,18 +60,23 @@ def main(channel: int, file: int, births: int) -> None:
         if _threads() > 1:
             error = "a hook of os.register_at_fork starts a thread, of which copies would have none"
     if error:
-        os.write(channel, error.encode()[-LONGEST_MESSAGE:])
+        _say(channel, error.encode()[-LONGEST_MESSAGE:])
         return
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()  # or each child would, too
     gc.collect()
     gc.freeze()
-    os.write(channel, READY)
+    _say(channel, READY)
     files = sorted(_open_files() - {channel, births})
     born = _native.serve(channel, offset, births, signal.SIGINT not in blocked)
     if born is not None:
         _live(*born, files)
+
+
+def _say(channel: int, words: bytes) -> None:
+    with suppress(BrokenPipeError):  # nobody is there any more: there will be no orders
+        os.write(channel, words)
 
 
 def _open_files() -> set[int]:
