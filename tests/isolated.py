@@ -10,15 +10,16 @@ from pathlib import Path
 
 
 def run_python(
-    code: str, *, check: bool = True, before: Sequence[str] = ()
+    code: str, *, check: bool = True, before: Sequence[str] = (), dev: bool = True
 ) -> subprocess.CompletedProcess[str]:
     """Run code in a new interpreter that can import the tests, by another command if need be.
 
     With `check`, anything but success, and any warning, is an AssertionError that has the output.
+    Without `dev`, asyncio does not say which callbacks of it were slow.
     """
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [*before, sys.executable, "-X", "dev", "-W", "error", "-c", code],
+        [*before, sys.executable, *(["-X", "dev"] if dev else []), "-W", "error", "-c", code],
         env={**os.environ, "PYTHONPATH": path.rstrip(os.pathsep)},
         capture_output=True,
         text=True,

@@ -28,9 +28,10 @@ def _examples() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("code", [pytest.param(c, id=name) for name, c in _examples()])
 def test_example(code: str) -> None:
-    if "from distributed import" in code:
+    by_dask = "from distributed import" in code
+    if by_dask:
         pytest.importorskip("distributed", reason="not installed: pyproject.toml says where it is")
-    run_python(code)
+    run_python(code, dev=not by_dask)
 
 
 def test_there_are_examples() -> None:
