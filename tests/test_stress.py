@@ -376,6 +376,9 @@ def test_subinterpreters() -> None:
         "        interpreters.destroy(one)\n"
         "threads = [threading.Thread(target=work) for _ in range(3)]\n"
         "for thread in threads: thread.start()\n"
-        "for thread in threads: thread.join()\n"
+        "for thread in threads: thread.join()\n",
+        # The debug allocator of 3.12 is not for several interpreters at once: it crashes as well
+        # when they just import modules of the standard library.
+        dev=sys.version_info >= (3, 13),
     )
     assert _native.nothing
