@@ -1,0 +1,1 @@
+"""Sandboxes: what a program may see, use and do, as data."""
