@@ -1,0 +1,165 @@
+"""Filters of system calls, made by libseccomp.
+
+The default allows the calls that this build knows but for those that containers deny: Docker's
+default profile for a container without capabilities, less io_uring, most of which goes past
+filters, and less the means to get at other processes. What is newer than this build does not exist
+(ENOSYS), so programs fall back to what is older.
+"""
+
+from __future__ import annotations
+
+import errno
+import tempfile
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+from ramet._flags import CloneFlags
+from ramet._syscalls import NUMBERS
+
+DENIED = frozenset(
+    (
+        # Mounts, namespaces, the root directory.
+        *("mount", "umount", "umount2", "pivot_root", "chroot", "setns", "unshare", "fsopen"),
+        *("fsconfig", "fsmount", "fspick", "move_mount", "open_tree", "open_tree_attr"),
+        *("mount_setattr", "sethostname", "setdomainname", "open_by_handle_at"),
+        # Other processes.
+        *("ptrace", "process_vm_readv", "process_vm_writev", "process_madvise", "pidfd_getfd"),
+        *("kcmp", "userfaultfd"),
+        # The kernel: code in it, its clock, log, keys, hardware, accounting.
+        *("bpf", "perf_event_open", "init_module", "finit_module", "delete_module", "kexec_load"),
+        *("kexec_file_load", "reboot", "swapon", "swapoff", "acct", "quotactl", "quotactl_fd"),
+        *("syslog", "settimeofday", "clock_settime", "add_key", "request_key", "keyctl", "iopl"),
+        *("ioperm", "vhangup", "lookup_dcookie", "fanotify_init", "nfsservctl", "uselib", "ustat"),
+        *("sysfs", "_sysctl", "create_module", "get_kernel_syms", "query_module"),
+        *("get_mempolicy", "set_mempolicy", "set_mempolicy_home_node", "mbind", "migrate_pages"),
+        *("move_pages", "io_uring_setup", "io_uring_enter", "io_uring_register"),
+    )
+)
+"""Calls that fail with EPERM."""
+
+_NAMESPACES = int(
+    CloneFlags.NEWNS
+    | CloneFlags.NEWUTS
+    | CloneFlags.NEWIPC
+    | CloneFlags.NEWUSER
+    | CloneFlags.NEWPID
+    | CloneFlags.NEWNET
+    | CloneFlags.NEWCGROUP
+)
+_AF_VSOCK = 40  # talks to the host of a virtual machine
+_INPUT = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: put text into a terminal, for others to read
+_PERSONALITIES = (0, 0x8, 0x20000, 0x20008, 0xFFFF_FFFF)
+_LOW = 0xFFFF_FFFF
+_UNKNOWN = -1  # __NR_SCMP_ERROR; other negative numbers are calls of other architectures
+_BY_TREE = 2  # of SCMP_FLTATR_CTL_OPTIMIZE
+
+
+def libseccomp() -> Any:
+    """Import pyseccomp, and libseccomp with it.
+
+    Raises:
+        RuntimeError: one of them is not there.
+    """
+    try:
+        import pyseccomp  # type: ignore[import-not-found,import-untyped,unused-ignore] # noqa: PLC0415
+    except (ImportError, RuntimeError) as error:
+        raise RuntimeError(
+            f"filters of system calls need libseccomp, and pyseccomp, of ramet[sandbox]: {error}"
+        ) from None
+    return pyseccomp
+
+
+def check_names(names: Iterable[str]) -> frozenset[str]:
+    """Check names of system calls.
+
+    Raises:
+        TypeError: they are one string.
+        ValueError: no architecture has one of them, as far as libseccomp knows.
+    """
+    if isinstance(names, str):
+        raise TypeError(f"system calls are several names, not one string: {names!r}")
+    found = frozenset(names)
+    resolve = libseccomp().resolve_syscall
+    for name in found - NUMBERS.keys() - DENIED:
+        if resolve(libseccomp().Arch.NATIVE, name) == _UNKNOWN:
+            raise ValueError(f"there is no system call {name!r}")
+    return found
+
+
+def filter_programs(*, allow: Iterable[str] = (), deny: Iterable[str] = ()) -> tuple[bytes, bytes]:
+    """Make the filters.
+
+    There are two, of which the stricter counts for each call: one knows what there is, the other
+    what is refused. libseccomp has no way to say that the low half of an argument, which is all
+    that the kernel looks at, is not some number; so what is refused by its arguments has
+    to be an exception and cannot be the default.
+
+    Args:
+        allow: calls that are allowed although the default denies them, whatever their arguments.
+        deny: calls that fail with EPERM although the default allows them.
+
+    Returns:
+        Classic BPF programs, each for `Program.seccomp`. Calls of another architecture end the
+        process.
+
+    Raises:
+        RuntimeError: libseccomp or pyseccomp is not there.
+        TypeError, ValueError: names that are no system calls, or that are in both.
+
+    Source: seccomp(2), seccomp_rule_add(3).
+    """
+    allowed, denied = check_names(allow), check_names(deny)
+    if both := allowed & denied:
+        raise ValueError(f"allowed and denied: {', '.join(sorted(both))}")
+    return _known(allowed), _refused(allowed, denied)
+
+
+@lru_cache(maxsize=32)
+def _known(allow: frozenset[str]) -> bytes:
+    scmp = libseccomp()
+    made = scmp.SyscallFilter(scmp.ERRNO(errno.ENOSYS))
+    made.set_attr(scmp.Attr.CTL_OPTIMIZE, _BY_TREE)
+    for name, number in NUMBERS.items():
+        if name != "personality" or name in allow:
+            made.add_rule(scmp.ALLOW, number)
+            continue
+        for persona in _PERSONALITIES:
+            made.add_rule(scmp.ALLOW, number, scmp.Arg(0, scmp.MASKED_EQ, _LOW, persona))
+    return _export(made)
+
+
+@lru_cache(maxsize=32)
+def _refused(allow: frozenset[str], deny: frozenset[str]) -> bytes:
+    scmp = libseccomp()
+    refuse = scmp.ERRNO(errno.EPERM)
+    made = scmp.SyscallFilter(scmp.ALLOW)
+    made.set_attr(scmp.Attr.CTL_OPTIMIZE, _BY_TREE)
+
+    def add(name: str, action: int, *args: Any) -> None:
+        if name in NUMBERS and name not in allow:
+            made.add_rule(action, NUMBERS[name], *args)
+
+    for name in sorted(DENIED | deny):
+        add(name, refuse)
+    if "clone" not in deny:
+        for bit in range(_NAMESPACES.bit_length()):
+            if flag := _NAMESPACES & 1 << bit:
+                add("clone", refuse, scmp.Arg(0, scmp.MASKED_EQ, flag, flag))
+    if "clone3" not in deny:
+        # What it is asked for lies in memory, where no filter sees it: libraries use clone then.
+        add("clone3", scmp.ERRNO(errno.ENOSYS))
+    if "socket" not in deny:
+        unknown = scmp.ERRNO(errno.EAFNOSUPPORT)
+        add("socket", unknown, scmp.Arg(0, scmp.MASKED_EQ, _LOW, _AF_VSOCK))
+    if "ioctl" not in deny:
+        for request in _INPUT:
+            add("ioctl", refuse, scmp.Arg(1, scmp.MASKED_EQ, _LOW, request))
+    return _export(made)
+
+
+def _export(made: Any) -> bytes:
+    with tempfile.TemporaryFile() as file:
+        made.export_bpf(file)
+        file.seek(0)
+        return file.read()
