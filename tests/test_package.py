@@ -21,7 +21,7 @@ PACKAGE = Path(ramet.__file__).parent
 def test_public_names() -> None:
     assert sorted(ramet.__all__) == sorted(set(ramet.__all__))
     public = {name for name in vars(ramet) if not name.startswith("_")}
-    assert public - set(ramet.__all__) <= {"aio", "futures", "mp"}
+    assert public - set(ramet.__all__) <= {"aio", "futures", "mp", "sandbox"}
     assert set(ramet.__all__) <= public
 
 
