@@ -19,7 +19,7 @@ from ramet import CloneFlags, Zygote
 from tests.childlib import number
 from tests.functions import add, ids, interrupt_self
 from tests.isolated import run_python
-from tests.waiting import Background, blocks, children, in_fork, sweep, until
+from tests.waiting import Background, blocks, children, in_fork, stopped, sweep, until
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs privileges")
 
@@ -207,17 +207,19 @@ def test_the_zygote_is_killed_before_it_tells_of_a_birth(tmp_path: Path, stage: 
     )
 
 
+def _refuse_clone3(directory: Path, error: int) -> None:
+    """Write a module that has clone3 fail in the zygote that imports it."""
+    code = f"from tests.seccomp import refuse\nrefuse({number('clone3')}, {error})\n"
+    (directory / "refuses.py").write_text(code)
+
+
 def test_by_clone(tmp_path: Path) -> None:
     """Where clone3 is not to be had."""
-    (tmp_path / "old.py").write_text(
-        "import errno\n"
-        "from tests.seccomp import refuse\n"
-        f"refuse({number('clone3')}, errno.ENOSYS)\n"
-    )
+    _refuse_clone3(tmp_path, errno.ENOSYS)
     run_python(
         "import os, sys, time, ramet\n"
         f"sys.path.insert(0, {str(tmp_path)!r})\n"
-        "with ramet.Zygote(['old'], main=False) as zygote:\n"
+        "with ramet.Zygote(['refuses'], main=False) as zygote:\n"
         "    zygote.call(abs, -1), zygote.call(abs, -1)\n"
         "    assert zygote._nursery._channel.ordered[1]\n"
         "    assert zygote.call(abs, -2) == 2\n"
@@ -225,15 +227,11 @@ def test_by_clone(tmp_path: Path) -> None:
 
 
 def test_a_refusal_is_told_to_the_one_who_asks(tmp_path: Path) -> None:
-    (tmp_path / "full.py").write_text(
-        "import errno\n"
-        "from tests.seccomp import refuse\n"
-        f"refuse({number('clone3')}, errno.EAGAIN)\n"
-    )
+    _refuse_clone3(tmp_path, errno.EAGAIN)
     run_python(
         "import errno, os, sys, ramet\n"
         f"sys.path.insert(0, {str(tmp_path)!r})\n"
-        "with ramet.Zygote(['full'], main=False) as zygote:\n"
+        "with ramet.Zygote(['refuses'], main=False) as zygote:\n"
         "    for _ in range(3):\n"
         "        try:\n"
         "            zygote.call(abs, -1)\n"
@@ -462,7 +460,7 @@ def test_a_handler_that_catches_an_error_of_the_same_number(zygote: Zygote) -> N
     """What a handler does to errno is not taken for what became of the request."""
     zygote.warm_up()
     assert zygote.pid is not None
-    stopped = zygote.pid
+    pid = zygote.pid
 
     def interrupt(*_: object) -> None:
         reader, writer = os.pipe()
@@ -470,17 +468,11 @@ def test_a_handler_that_catches_an_error_of_the_same_number(zygote: Zygote) -> N
         with pytest.raises(BrokenPipeError):
             os.write(writer, b"x")
         os.close(writer)
-        os.kill(stopped, signal.SIGCONT)
+        os.kill(pid, signal.SIGCONT)
         raise LookupError("a handler")
 
-    before = signal.signal(signal.SIGALRM, interrupt)
-    os.kill(stopped, signal.SIGSTOP)
-    signal.setitimer(signal.ITIMER_REAL, 0.1)
-    try:
-        with pytest.raises(LookupError):
-            zygote.call(add, 1)
-    finally:
-        signal.signal(signal.SIGALRM, before)
+    with stopped(pid, interrupt), pytest.raises(LookupError):
+        zygote.call(add, 1)
     assert zygote.call(add, 1) == 2
 
 
@@ -488,24 +480,21 @@ def test_a_handler_that_forks(zygote: Zygote) -> None:
     """What the fork has of a request is closed, and an error there."""
     zygote.warm_up()
     assert zygote.pid is not None
-    stopped = zygote.pid
+    pid = zygote.pid
     forks = []
 
     def fork(*_: object) -> None:
         forks.append(os.fork())
         if forks[0] != 0:
-            os.kill(stopped, signal.SIGCONT)
+            os.kill(pid, signal.SIGCONT)
 
-    before = signal.signal(signal.SIGALRM, fork)
-    os.kill(stopped, signal.SIGSTOP)
-    signal.setitimer(signal.ITIMER_REAL, 0.1)
-    code = 1
-    try:
-        assert zygote.call(add, 1) == 2
-    except ValueError:
-        code = 7
-    finally:
-        if forks == [0]:
-            os._exit(code)
-        signal.signal(signal.SIGALRM, before)
+    with stopped(pid, fork):
+        code = 1
+        try:
+            assert zygote.call(add, 1) == 2
+        except ValueError:
+            code = 7
+        finally:
+            if forks == [0]:
+                os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(forks[0], 0)[1]) == 7

@@ -38,7 +38,7 @@ from tests.functions import (
     write,
 )
 from tests.isolated import run_python
-from tests.waiting import Background, in_fork, until
+from tests.waiting import Background, in_fork, stopped, until
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs privileges")
 
@@ -536,21 +536,14 @@ def test_a_handler_that_raises_in_the_middle(zygote: Zygote) -> None:
     """The child that comes after all is not left behind."""
     zygote.warm_up()
     assert zygote.pid is not None
-    stopped = zygote.pid
+    pid = zygote.pid
 
     def interrupt(*_: object) -> None:
-        os.kill(stopped, signal.SIGCONT)
+        os.kill(pid, signal.SIGCONT)
         raise LookupError("a handler")
 
-    before = signal.signal(signal.SIGALRM, interrupt)
-    os.kill(stopped, signal.SIGSTOP)
-    os.waitid(os.P_PID, stopped, os.WSTOPPED | os.WNOWAIT)
-    signal.setitimer(signal.ITIMER_REAL, 0.1)
-    try:
-        with pytest.raises(LookupError):
-            zygote.call(time.sleep, 60)
-    finally:
-        signal.signal(signal.SIGALRM, before)
+    with stopped(pid, interrupt), pytest.raises(LookupError):
+        zygote.call(time.sleep, 60)
     assert zygote.call(add, 1) == 2
     zygote.close()
     with pytest.raises(ChildProcessError):
@@ -560,7 +553,7 @@ def test_a_handler_that_raises_in_the_middle(zygote: Zygote) -> None:
 def test_a_handler_that_needs_the_zygote(zygote: Zygote) -> None:
     zygote.warm_up()
     assert zygote.pid is not None
-    stopped = zygote.pid
+    pid = zygote.pid
     told = []
 
     def use(*_: object) -> None:
@@ -568,16 +561,10 @@ def test_a_handler_that_needs_the_zygote(zygote: Zygote) -> None:
             zygote.close()
         except RuntimeError as error:
             told.append(str(error))
-        os.kill(stopped, signal.SIGCONT)
+        os.kill(pid, signal.SIGCONT)
 
-    before = signal.signal(signal.SIGALRM, use)
-    os.kill(stopped, signal.SIGSTOP)
-    os.waitid(os.P_PID, stopped, os.WSTOPPED | os.WNOWAIT)
-    signal.setitimer(signal.ITIMER_REAL, 0.1)
-    try:
+    with stopped(pid, use):
         assert zygote.call(add, 1) == 2
-    finally:
-        signal.signal(signal.SIGALRM, before)
     assert told == ["this thread is in the middle of a request to the zygote"]
 
 

@@ -183,6 +183,19 @@ def interrupting(name: str, then: Callable[[], None], times: int = 3) -> Iterato
     helper.result()
 
 
+@contextmanager
+def stopped(pid: int, handler: Callable[..., None]) -> Iterator[None]:
+    """Stop a child; a moment later a handler of SIGALRM is called, which has to let it go on."""
+    before = signal.signal(signal.SIGALRM, handler)
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
 # --- forks --------------------------------------------------------------------------------------
 
 

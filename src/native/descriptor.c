@@ -28,6 +28,15 @@ static Descriptor *allocate(PyObject *type) {
     return self;
 }
 
+/* What was tried to open, or the exception for errno. */
+static PyObject *opened(Descriptor *self) {
+    if (self->number < 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        Py_CLEAR(self);
+    }
+    return (PyObject *)self;
+}
+
 static void descriptor_dealloc(PyObject *object) {
     Descriptor *self = (Descriptor *)object;
     PyTypeObject *type = Py_TYPE(object);
@@ -62,11 +71,7 @@ static PyObject *descriptor_this_process(PyObject *type, PyObject *unused) {
         return NULL;
     }
     self->number = (int)syscall(SYS_pidfd_open, getpid(), 0);
-    if (self->number < 0) {
-        PyErr_SetFromErrno(PyExc_OSError);
-        Py_CLEAR(self);
-    }
-    return (PyObject *)self;
+    return opened(self);
 }
 
 /* gate() -> an eventfd at 0, close-on-exec */
@@ -77,11 +82,7 @@ static PyObject *descriptor_gate(PyObject *type, PyObject *unused) {
         return NULL;
     }
     self->number = eventfd(0, EFD_CLOEXEC);
-    if (self->number < 0) {
-        PyErr_SetFromErrno(PyExc_OSError);
-        Py_CLEAR(self);
-    }
-    return (PyObject *)self;
+    return opened(self);
 }
 
 int ramet_beyond_standard(int fd) {
@@ -103,11 +104,7 @@ static PyObject *descriptor_memory(PyObject *type, PyObject *name) {
         return NULL;
     }
     self->number = ramet_beyond_standard((int)syscall(SYS_memfd_create, text, MFD_CLOEXEC));
-    if (self->number < 0) {
-        PyErr_SetFromErrno(PyExc_OSError);
-        Py_CLEAR(self);
-    }
-    return (PyObject *)self;
+    return opened(self);
 }
 
 /* close() before the object goes; again: nothing */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * The zygote: it copies itself for each request. No Python runs in it, since all that this
+ * The zygote: it copies itself for each order. No Python runs in it, since all that this
  * writes to, reference counts above all, would have to be copied anew after each child. For
  * the same reason a child gets its descriptors, and makes the system calls of its setup, in C.
  */
@@ -113,7 +113,7 @@ static void answer(int channel, int64_t result, int pidfd) {
         memcpy(CMSG_DATA(&control.header), &pidfd, sizeof pidfd);
     }
     ssize_t sent = 0;
-    do { /* nobody there to read it: the next request will not come */
+    do { /* nobody there to read it: the next order will not come */
         sent = sendmsg(channel, &message, MSG_NOSIGNAL);
     } while (sent < 0 && errno == EINTR);
 }
