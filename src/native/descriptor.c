@@ -107,6 +107,38 @@ static PyObject *descriptor_memory(PyObject *type, PyObject *name) {
     return opened(self);
 }
 
+/* pipe() -> both ends, for reading and for writing; as of memory */
+static PyObject *descriptor_pipe(PyObject *type, PyObject *unused) {
+    (void)unused;
+    Descriptor *ends[2] = {allocate(type), NULL};
+    int numbers[2];
+    ends[1] = ends[0] == NULL ? NULL : allocate(type);
+    if (ends[1] == NULL) {
+        Py_XDECREF(ends[0]);
+        return NULL;
+    }
+    int error = pipe2(numbers, O_CLOEXEC) == 0 ? 0 : errno;
+    for (int i = 0; i < 2 && error == 0; i++) {
+        ends[i]->number = ramet_beyond_standard(numbers[i]);
+        if (ends[i]->number < 0) {
+            error = errno;
+            if (i == 0) {
+                close(numbers[1]);
+            }
+        }
+    }
+    PyObject *pair = NULL;
+    if (error == 0) {
+        pair = PyTuple_Pack(2, ends[0], ends[1]);
+    } else {
+        errno = error;
+        PyErr_SetFromErrno(PyExc_OSError);
+    }
+    Py_DECREF(ends[0]);
+    Py_DECREF(ends[1]);
+    return pair;
+}
+
 /* close() before the object goes; again: nothing */
 static PyObject *descriptor_close(PyObject *object, PyObject *unused) {
     (void)unused;
@@ -124,6 +156,7 @@ static PyMethodDef descriptor_methods[] = {
     {"directory", METHOD(descriptor_directory), METH_O | METH_CLASS, NULL},
     {"this_process", METHOD(descriptor_this_process), METH_NOARGS | METH_CLASS, NULL},
     {"gate", METHOD(descriptor_gate), METH_NOARGS | METH_CLASS, NULL},
+    {"pipe", METHOD(descriptor_pipe), METH_NOARGS | METH_CLASS, NULL},
     {"memory", METHOD(descriptor_memory), METH_O | METH_CLASS, NULL},
     {NULL, NULL, 0, NULL},
 };

@@ -10,7 +10,7 @@ import errno
 import operator
 import os
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from select import POLLIN
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from ramet._clone import HasFileno, clone, start_simply
 from ramet._deadlines import check_timeout, nanoseconds
 from ramet._flags import CloneFlags
 from ramet._pointers import c_string
-from ramet._steps import Environment, Steps
+from ramet._steps import Environment, Filter, Steps
 from ramet._syscalls import NUMBERS
 
 _F = CloneFlags
@@ -76,6 +76,22 @@ class ResultPointer:
         return f"&{self.result!r}"
 
 
+class Parameter:
+    """An argument that is another at each start: a descriptor, say.
+
+    Attributes:
+        name: what it stands for.
+    """
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"${self.name}"
+
+
 class Step(NamedTuple):
     """One system call of a program, as it was asked for."""
 
@@ -122,6 +138,7 @@ class Program(Steps):
         self._flags = 0
         self._slots = 1  # for results that are referred to; 0 is for the others
         self._pins: list[object] = []
+        self._parameters: list[tuple[str, int]] = []  # and their places in the structures
         self._code: Code | None = None
         self._base: tuple[Program, int] | None = None  # what it was copied from, at which length
 
@@ -136,6 +153,7 @@ class Program(Steps):
         copy._flags = self._flags
         copy._slots = self._slots
         copy._pins = [self._pins.copy()] if self._pins else []
+        copy._parameters = self._parameters.copy()
         copy._base = (self, len(self._steps))
         return copy
 
@@ -207,6 +225,7 @@ class Program(Steps):
             flags |= _EXPECTS
         from_results = to_results = 0
         words = [number]
+        parameters = []
         for arg in args:
             if type(arg) is int and 0 <= arg < _WORD:
                 words.append(arg)
@@ -218,6 +237,9 @@ class Program(Steps):
             elif isinstance(arg, ResultPointer):
                 to_results |= 1 << len(words) - 1
                 words.append(self._slot(arg.result))
+            elif isinstance(arg, Parameter):
+                parameters.append((arg.name, _place(index, len(words) - 1)))
+                words.append(0)
             else:
                 words.append(self._word(arg))
         words += _PADDING[len(args)]
@@ -225,6 +247,7 @@ class Program(Steps):
         words += _mask(tolerate) if tolerate else _NOTHING_TOLERATED
         # In this order: what raises above leaves the program as it was.
         self._words += words
+        self._parameters += parameters
         steps.append(Step(str(name), args, expect, spell, path))
         self._code = None
         return Result(self, index)
@@ -260,6 +283,8 @@ class Program(Steps):
             return self._pin(c_string(arg))
         if isinstance(arg, Environment):
             return self._pin(arg.block)
+        if isinstance(arg, Filter):
+            return self._pin(arg.pointing_to(self._pin(arg.code)))
         if isinstance(arg, list | tuple):
             return self._pin(_native.strings(arg))
         try:
@@ -286,6 +311,18 @@ class Program(Steps):
             code = self._code = Code(structures, self._pins.copy())
         return code
 
+    def _filled(self, values: Mapping[str, int]) -> Code:
+        """Return the structures with a value for each parameter.
+
+        Raises:
+            KeyError: there is none for one of them.
+        """
+        code = self._compile()
+        structures = bytearray(code.structures)
+        for name, place in self._parameters:
+            _ADDRESS.pack_into(structures, place, values[name])
+        return Code(bytes(structures), code)
+
     def _portable(self) -> tuple[bytes, bytes]:
         """Lay the program out for another process.
 
@@ -302,13 +339,23 @@ class Program(Steps):
             for number, arg in enumerate(step.args):
                 if arg is None or isinstance(arg, int | Result | ResultPointer):
                     continue
-                if isinstance(arg, list | tuple | Environment):
+                if isinstance(arg, list | tuple | Environment | Parameter):
                     raise ValueError(f"{step} can't be made in another process")
-                place = _HEADER_SIZE + index * _STEP_SIZE + (1 + number) * _WORD_SIZE
+                place = _place(index, number)
+                if isinstance(arg, Filter):
+                    data = arg.header
+                elif isinstance(arg, str | os.PathLike):
+                    data = c_string(arg)
+                else:
+                    data = bytes(arg)  # type: ignore[call-overload]
                 places.append(place)
                 _ADDRESS.pack_into(image, place, len(image))
-                text = isinstance(arg, str | os.PathLike)
-                data = c_string(arg) if text else bytes(arg)  # type: ignore[call-overload]
+                if isinstance(arg, Filter):
+                    place = len(image) + arg.ADDRESS
+                    image += data
+                    data = arg.code
+                    places.append(place)
+                    _ADDRESS.pack_into(image, place, len(image))
                 image += data + bytes(_WORD_SIZE - len(data) % _WORD_SIZE)
         return bytes(image), struct.pack(f"={len(places)}Q", *places)
 
@@ -601,6 +648,11 @@ def _mask(tolerate: Iterable[int]) -> tuple[int, int, int]:
     return mask % _WORD, mask >> 64 & _WORD - 1, mask >> 128
 
 
+def _place(step: int, argument: int) -> int:
+    """Where an argument of a step lies in the structures."""
+    return _HEADER_SIZE + step * _STEP_SIZE + (1 + argument) * _WORD_SIZE
+
+
 @lru_cache(maxsize=64)
 def _layout(steps: int) -> struct.Struct:
     return struct.Struct("=QQ" + _STEP * steps)
@@ -625,12 +677,12 @@ def render(arg: object) -> str:
         text = f"{arg:#x}" if arg >= 1 << 16 else str(int(arg))
     elif isinstance(arg, str | bytes | os.PathLike):
         text = _render_string(arg)
-    elif isinstance(arg, Environment):
+    elif isinstance(arg, Environment | Filter):
         text = repr(arg)
     elif isinstance(arg, list | tuple):
         items = [render(item) for item in arg[:_MOST_ITEMS]]
         text = f"[{', '.join(items + ['...'] * (len(arg) > _MOST_ITEMS))}]"
-    elif isinstance(arg, Result | ResultPointer):
+    elif isinstance(arg, Result | ResultPointer | Parameter):
         text = repr(arg)
     else:
         text = f"<{memoryview(arg).nbytes} bytes>"  # type: ignore[arg-type]

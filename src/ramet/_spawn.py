@@ -572,7 +572,8 @@ class IdMaps:
         )
         if self.by_parent:
             self._opened = Descriptor.gate()
-            self.gate = self._opened.number  # as the child has it
+            self.number = self._opened.number
+            self.gate: int | Result = self.number  # as the child has it
 
     def add_steps(self, program: Program, parent_pidfd: int | Result | None) -> None:
         """Let the child write the maps, or wait until they are written."""

@@ -630,12 +630,8 @@ class Steps:
 
         Source: seccomp(2).
         """
-        size = 8  # of struct sock_filter
-        if not program or len(program) % size:
-            raise ValueError(f"a filter has {size} bytes for each instruction: {len(program)}")
-        address = self._pin(program)
-        fprog = struct.pack("=H6xQ", len(program) // size, address)
-        return self._add("seccomp", (_SECCOMP_SET_MODE_FILTER, flags, fprog), spell=_SECCOMP)
+        args = (_SECCOMP_SET_MODE_FILTER, flags, Filter(program))
+        return self._add("seccomp", args, spell=_SECCOMP)
 
     def landlock_restrict_self(self, ruleset_fd: int | Result, flags: int = 0) -> Result:
         """Enforce a ruleset, with no_new_privs.
@@ -703,9 +699,6 @@ class Steps:
         """
         return self._add("exit_group", (status,))
 
-    def _pin(self, data: bytes) -> int:
-        raise NotImplementedError
-
 
 _O_TMPFILE = getattr(os, "O_TMPFILE", 0) & ~os.O_DIRECTORY
 _MOST_IDS = (1 << 32) - 1
@@ -748,6 +741,40 @@ class Environment:
 
     def __repr__(self) -> str:
         return "/* environment */"
+
+
+class Filter:
+    """A filter of system calls: struct sock_fprog, and the instructions that it points to.
+
+    Args:
+        code: the instructions.
+
+    Raises:
+        ValueError: they are none, or not whole.
+    """
+
+    __slots__ = ("code",)
+    ADDRESS = 8  # where the header has that of the instructions
+    _INSTRUCTION = 8  # sizeof(struct sock_filter)
+
+    def __init__(self, code: bytes) -> None:
+        if not code or len(code) % self._INSTRUCTION:
+            raise ValueError(
+                f"a filter has {self._INSTRUCTION} bytes for each instruction: {len(code)}"
+            )
+        self.code = bytes(code)
+
+    @property
+    def header(self) -> bytes:
+        """The structure, without the address."""
+        return self.pointing_to(0)
+
+    def pointing_to(self, address: int) -> bytes:
+        """Make the structure for instructions at an address."""
+        return struct.pack("=H6xQ", len(self.code) // self._INSTRUCTION, address)
+
+    def __repr__(self) -> str:
+        return f"<{len(self.code) // self._INSTRUCTION} instructions>"
 
 
 def env_strings(env: Env | None) -> list[bytes] | None:

@@ -691,7 +691,7 @@ class _Options:
         if maps is not None and maps.by_parent:
             parent = Descriptor.this_process()
             spare = (number for number in count(3) if number not in self._fds)
-            fds = {next(spare): maps.gate, next(spare): parent.number}
+            fds = {next(spare): maps.number, next(spare): parent.number}
             maps.gate, parent_pidfd = fds
         else:
             parent_pidfd = None
