@@ -29,6 +29,7 @@ if _TYPE_CHECKING:
     from ramet._program import Program, Result
     from ramet._spawn import spawn
     from ramet._zygote import BoundZygote, ChildDiedError, FunctionChild, Zygote, ZygoteError
+    from ramet.sandbox import Sandbox
 
 __all__ = [
     "DEFAULT_STACK_SIZE",
@@ -42,6 +43,7 @@ __all__ = [
     "Popen",
     "Program",
     "Result",
+    "Sandbox",
     "Support",
     "Thread",
     "Zygote",
@@ -72,6 +74,7 @@ _LAZY = {
         "_probe": ("Support", "probe"),
         "_program": ("Program", "Result"),
         "_spawn": ("spawn",),
+        "sandbox": ("Sandbox",),
         "_zygote": ("BoundZygote", "ChildDiedError", "FunctionChild", "Zygote", "ZygoteError"),
     }.items()
     for name in names

@@ -248,7 +248,7 @@ class Popen(subprocess.Popen[Any]):
                 self.returncode = 0 if _deadstate is None else _deadstate
             else:
                 if status is not None:
-                    self.returncode = status.returncode
+                    self.returncode = self._code_of(status)
                     self._child._detach()
         return self.returncode
 
@@ -257,7 +257,7 @@ class Popen(subprocess.Popen[Any]):
             return super()._wait(timeout)  # type: ignore[misc,no-any-return]
         if self.returncode is None:
             try:
-                self.returncode = self._child.wait(timeout).returncode
+                self.returncode = self._code_of(self._child.wait(timeout))
                 self._child._detach()
             except TimeoutError:
                 raise TimeoutExpired(self.args, timeout) from None  # type: ignore[arg-type]
@@ -267,6 +267,9 @@ class Popen(subprocess.Popen[Any]):
                 if self.returncode is None:  # else another thread was quicker, and closed it
                     raise
         return self.returncode
+
+    def _code_of(self, status: ExitStatus) -> int:
+        return status.returncode
 
     def __del__(self) -> None:
         # That asks whether the child has ended: here we know.

@@ -218,11 +218,8 @@ class Program(Steps):
             raise ValueError(f"a program has at most {_native.most_steps} steps")
         if name in _SPECIAL:
             self._flags |= _check_special(name, args)
-        flags = _UNBLOCKS if name in _EXECS else 0
-        if or_next:
-            flags |= _OR_NEXT
-        if expect is not None:
-            flags |= _EXPECTS
+        flags = (_UNBLOCKS * (name in _EXECS)) | (_OR_NEXT * or_next)
+        flags |= _EXPECTS * (expect is not None)
         from_results = to_results = 0
         words = [number]
         parameters = []
@@ -281,10 +278,8 @@ class Program(Steps):
             return int(arg) % _WORD
         if isinstance(arg, str | os.PathLike):
             return self._pin(c_string(arg))
-        if isinstance(arg, Environment):
-            return self._pin(arg.block)
-        if isinstance(arg, Filter):
-            return self._pin(arg.pointing_to(self._pin(arg.code)))
+        if isinstance(arg, Environment | Filter):
+            return arg.pin(self._pin)
         if isinstance(arg, list | tuple):
             return self._pin(_native.strings(arg))
         try:

@@ -575,6 +575,13 @@ class IdMaps:
             self.number = self._opened.number
             self.gate: int | Result = self.number  # as the child has it
 
+    def outside(self, kind: str, inside: int) -> int | None:
+        """Say which of our ids an id inside is."""
+        for first, ours, count in self._maps[kind]:
+            if first <= inside < first + count:
+                return ours + inside - first
+        return None
+
     def add_steps(self, program: Program, parent_pidfd: int | Result | None) -> None:
         """Let the child write the maps, or wait until they are written."""
         if self.by_parent:

@@ -739,6 +739,10 @@ class Environment:
         # A copy: other threads may change the original while the child execs.
         self.block = _native.strings(strings)
 
+    def pin(self, pin: Callable[[bytes], int]) -> int:
+        """Give the address, for which `pin` keeps bytes and gives theirs."""
+        return pin(self.block)
+
     def __repr__(self) -> str:
         return "/* environment */"
 
@@ -768,6 +772,10 @@ class Filter:
     def header(self) -> bytes:
         """The structure, without the address."""
         return self.pointing_to(0)
+
+    def pin(self, pin: Callable[[bytes], int]) -> int:
+        """Give the address, as of `Environment.pin`."""
+        return pin(self.pointing_to(pin(self.code)))
 
     def pointing_to(self, address: int) -> bytes:
         """Make the structure for instructions at an address."""

@@ -26,6 +26,7 @@ from ramet.sandbox._root import (
     Symlink,
     Tmpfs,
     add_root,
+    add_sources,
     check,
     normalize,
 )
@@ -58,7 +59,9 @@ def run(args: list[str], entries: Mapping[str, Entry]) -> bytes:
                 uid_map=1000,
                 gid_map=1000,
                 env={"PATH": "/bin", "LC_ALL": "C.UTF-8"},
-                before_exec=lambda program: add_root(program, checked),
+                before_exec=lambda program: add_root(
+                    program, checked, add_sources(program, checked)
+                ),
             )
         finally:
             os.close(writer)
@@ -107,7 +110,7 @@ def test_paths(parts: list[str]) -> None:
         ({"/a": Directory(), "//a/": Directory()}, "more than one"),
         ({"/a": File(b""), "/a/b": Directory()}, "no directory"),
         ({"/a": Symlink("b"), "/a/b": Directory()}, "no directory"),
-        ({"/a": Bind("/etc/passwd", is_file=True), "/a/b/c": Directory()}, "no directory"),
+        ({"/a": Bind("/etc/passwd"), "/a/b/c": Directory()}, "no directory"),
         ({"/proc": Proc(), "/proc/x": Directory()}, "nothing can be made"),
     ],
 )
@@ -201,8 +204,8 @@ def test_binds(tmp_path: Path) -> None:
     entries: dict[str, Entry] = {
         "/read": Bind(str(tmp_path / "read")),
         "/write": Bind(str(tmp_path / "write"), writable=True),
-        "/alone": Bind(str(tmp_path / "read" / "file"), is_file=True),
-        "/alone-write": Bind(str(tmp_path / "write" / "file"), writable=True, is_file=True),
+        "/alone": Bind(str(tmp_path / "read" / "file")),
+        "/alone-write": Bind(str(tmp_path / "write" / "file"), writable=True),
     }
     for path, expected in (
         ("/read/file", errno.EROFS),
@@ -225,7 +228,7 @@ def test_binds_in_a_bind(tmp_path: Path) -> None:
     entries: dict[str, Entry] = {
         "/outer": Bind(str(tmp_path / "outer"), writable=True),
         "/outer/inner": Bind(str(tmp_path / "other")),
-        "/outer/file": Bind(str(tmp_path / "other" / "file"), is_file=True),
+        "/outer/file": Bind(str(tmp_path / "other" / "file")),
     }
     assert python("print(repr(open('/outer/inner/file').read() + open('/outer/file').read()))",
                   entries) == "seenseen"  # fmt: skip
@@ -255,7 +258,6 @@ def test_a_source_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         run(["true"], {**SYSTEM, "/x": Bind(str(tmp_path / "missing"))})
     assert caught.value.filename == str(tmp_path / "missing")
-    assert "open_tree(" in str(caught.value)
 
 
 def test_space_is_limited() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 import ramet
 from ramet.sandbox import _seccomp
-from ramet.sandbox._seccomp import DENIED, check_names, filter_programs
+from ramet.sandbox._seccomp import DENIED, check_names, filter_program
 from tests.childlib import number
 from tests.isolated import run_python
 from tests.native.toolchain import compiler
@@ -47,12 +47,12 @@ def results(
         "    found.append(ctypes.get_errno() if result == -1 else 0)\n"
         "print(found)\n"
     )  # fmt: skip
-    filters = filter_programs(allow=allow, deny=deny) if inside else ()
+    made = filter_program(allow=allow, deny=deny) if inside else None
 
     def confine(program: ramet.Program) -> None:
         program.set_no_new_privs()
-        for one in filters:
-            program.seccomp(one)
+        if made is not None:
+            program.seccomp(made)
 
     reader, writer = os.pipe()
     with open(reader, "rb") as file:
@@ -127,12 +127,12 @@ def test_what_is_allowed() -> None:
 def test_threads_and_children() -> None:
     run_python(
         "import ramet, sys\n"
-        "from ramet.sandbox._seccomp import filter_programs\n"
+        "from ramet.sandbox._seccomp import filter_program\n"
         "code = 'import subprocess, threading; t = threading.Thread(target=print); t.start();"
         't.join(); print(subprocess.run(["true"]).returncode)\'\n'
         "def confine(program):\n"
         "    program.set_no_new_privs()\n"
-        "    for one in filter_programs(): program.seccomp(one)\n"
+        "    program.seccomp(filter_program())\n"
         "with ramet.spawn([sys.executable, '-c', code], before_exec=confine) as child: pass\n"
         "assert child.wait().code == 0\n"
     )
@@ -153,21 +153,21 @@ def test_allow_and_deny() -> None:
 @pytest.mark.parametrize("kind", ["allow", "deny"])
 def test_bad_names(kind: str) -> None:
     with pytest.raises(ValueError, match="no system call 'no_such_call'"):
-        filter_programs(**{kind: ["no_such_call"]})
+        filter_program(**{kind: ["no_such_call"]})
     with pytest.raises(TypeError, match="several names"):
-        filter_programs(**{kind: "unshare"})
+        filter_program(**{kind: "unshare"})
     with pytest.raises(ValueError, match="allowed and denied: getpid"):
-        filter_programs(allow=["getpid"], deny=["getpid"])
+        filter_program(allow=["getpid"], deny=["getpid"])
 
 
 def test_names_of_other_architectures() -> None:
     assert check_names(["open", "socketcall", "mmap2"]) == {"open", "socketcall", "mmap2"}
-    filter_programs(deny=["open", "socketcall"])
+    filter_program(deny=["open", "socketcall"])
 
 
 def test_it_is_made_once() -> None:
-    assert filter_programs()[0] is filter_programs()[0]
-    assert len(filter_programs()[1]) % 8 == 0
+    assert filter_program() is filter_program()
+    assert len(filter_program()) % 8 == 0
 
 
 def test_other_architectures_end_the_process(tmp_path: Path) -> None:
@@ -183,8 +183,7 @@ def test_other_architectures_end_the_process(tmp_path: Path) -> None:
 
     def confine(steps: ramet.Program) -> None:
         steps.set_no_new_privs()
-        for one in filter_programs():
-            steps.seccomp(one)
+        steps.seccomp(filter_program())
 
     with ramet.spawn([program], before_exec=confine) as child:
         assert child.wait().signal is not None
@@ -194,4 +193,4 @@ def test_without_libseccomp(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is an error, and no sandbox without a filter."""
     monkeypatch.setitem(sys.modules, "pyseccomp", None)
     with pytest.raises(RuntimeError, match=r"ramet\[sandbox\]"):
-        filter_programs(allow=["acct"])
+        filter_program(allow=["acct"])

@@ -12,7 +12,7 @@ import errno
 import os
 import posixpath
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from ramet import _names
@@ -22,19 +22,21 @@ _AT = _names.AT
 _ATTRIBUTES = _names.MOUNT_ATTR
 _RDONLY, _NOEXEC = _ATTRIBUTES["MOUNT_ATTR_RDONLY"], _ATTRIBUTES["MOUNT_ATTR_NOEXEC"]
 _PRIVILEGE = _ATTRIBUTES["MOUNT_ATTR_NOSUID"] | _ATTRIBUTES["MOUNT_ATTR_NODEV"]
-_EMPTY, _EVERYWHERE = _AT["AT_EMPTY_PATH"], _AT["AT_EMPTY_PATH"] | _AT["AT_RECURSIVE"]
+_EMPTY = _AT["AT_EMPTY_PATH"]
 _CLONE = _names.OPEN_TREE["OPEN_TREE_CLONE"] | os.O_CLOEXEC
-_SET_STRING, _CREATE = (
-    _names.FSCONFIG["FSCONFIG_SET_STRING"],
-    _names.FSCONFIG["FSCONFIG_CMD_CREATE"],
-)
+_SET_FLAG = _names.FSCONFIG["FSCONFIG_SET_FLAG"]
+_SET_STRING = _names.FSCONFIG["FSCONFIG_SET_STRING"]
+_CREATE = _names.FSCONFIG["FSCONFIG_CMD_CREATE"]
 _FROM_FD = _names.MOVE_MOUNT["MOVE_MOUNT_F_EMPTY_PATH"]
 _FD_TO_FD = _FROM_FD | _names.MOVE_MOUNT["MOVE_MOUNT_T_EMPTY_PATH"]
 _SLAVE = _names.MS["MS_REC"] | _names.MS["MS_SLAVE"]
 _UMASK = 0o022
 _DETACH = _names.UMOUNT["MNT_DETACH"]
-# struct open_how (linux/openat2.h): O_PATH, and RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS.
-_HOW = struct.pack("=3Q", os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW, 0, 0x08 | 0x04)
+# struct open_how (linux/openat2.h), with RESOLVE_NO_SYMLINKS and RESOLVE_BENEATH.
+_PATH = os.O_PATH | os.O_CLOEXEC
+_ANYWHERE = struct.pack("=3Q", _PATH, 0, 0x04)
+_BENEATH = struct.pack("=3Q", _PATH | os.O_NOFOLLOW, 0, 0x08 | 0x04)
+_SCRATCH = ".overlay"  # where the upper layers of overlays are while they are mounted
 
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _LINKS_OF_DEVICES = {
@@ -50,18 +52,33 @@ class Bind(NamedTuple):
     """A file or directory of ours, with all that is mounted in it.
 
     Attributes:
-        source: the path here.
+        source: the path here. Symbolic links in it are followed when the policy is made, and not
+            afterwards: so nobody can lead it elsewhere.
         writable: it may be written to, as far as its modes allow.
-        is_file: it is no directory.
+        missing_ok: there is nothing if the source does not exist.
     """
 
-    source: str
+    source: str | os.PathLike[str]
     writable: bool = False
-    is_file: bool = False
+    missing_ok: bool = False
+
+
+class Overlay(NamedTuple):
+    """A directory of ours that seems to be writable: changes are in memory, and thrown away.
+
+    Attributes:
+        source: the path here, as of `Bind`. What is mounted in it is not there.
+        size: bytes that the changes may take.
+        inodes: files that may be changed.
+    """
+
+    source: str | os.PathLike[str]
+    size: int = 64 << 20
+    inodes: int = 10_000
 
 
 class Tmpfs(NamedTuple):
-    """An empty directory in memory.
+    """An empty directory in memory, which may be written to.
 
     Attributes:
         size: bytes that it may hold.
@@ -69,7 +86,7 @@ class Tmpfs(NamedTuple):
         mode: its permissions.
     """
 
-    size: int
+    size: int = 64 << 20
     inodes: int = 10_000
     mode: int = 0o755
 
@@ -107,7 +124,7 @@ class File(NamedTuple):
 
 
 class Proc(NamedTuple):
-    """The processes of the sandbox."""
+    """The processes of the sandbox: proc(5), read-only."""
 
 
 class Devices(NamedTuple):
@@ -120,7 +137,26 @@ class Devices(NamedTuple):
     shm: int = 64 << 20
 
 
-Entry = Bind | Tmpfs | Directory | Symlink | File | Proc | Devices
+Entry = Bind | Overlay | Tmpfs | Directory | Symlink | File | Proc | Devices
+
+
+class Source(NamedTuple):
+    """What a `Bind` is made of: a path without symbolic links.
+
+    Attributes:
+        path: where it is here.
+        writable: it may be written to.
+        is_file: it is no directory.
+        device: it is a device, which can be used.
+    """
+
+    path: str
+    writable: bool = False
+    is_file: bool = False
+    device: bool = False
+
+
+Checked = Source | Overlay | Tmpfs | Directory | Symlink | File | Proc | Devices
 
 
 def normalize(path: str | os.PathLike[str]) -> str:
@@ -145,32 +181,77 @@ def normalize(path: str | os.PathLike[str]) -> str:
     return normal
 
 
-def check(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+def check(entries: Mapping[str, Entry]) -> dict[str, Checked]:
     """Check the entries of a root directory, and put them in the order in which they are made.
 
     Args:
         entries: what is there, by paths in the sandbox.
 
     Returns:
-        They, by normalized paths, each behind the directories that it is in.
+        They, by normalized paths, each behind the directories that it is in; with the files and
+        directories that they are made of looked up.
 
     Raises:
-        ValueError: a path is bad, comes twice, or lies in what is no directory.
+        FileNotFoundError: there is no such file or directory here.
+        NotADirectoryError: what an overlay lies over is none.
+        TypeError: something is no entry.
+        ValueError: a path is bad, comes twice, or lies in what is no directory; a size or mode
+            that there is not.
     """
-    found: dict[str, Entry] = {}
+    found: dict[str, Checked] = {}
     for path, entry in entries.items():
         normal = normalize(path)
         if normal in found:
             raise ValueError(f"there is more than one entry for {path!r}")
-        found[normal] = entry
+        if normal.split("/")[0] == _SCRATCH:
+            raise ValueError(f"/{_SCRATCH} is for overlays while they are mounted")
+        checked = _check_entry(path, entry)
+        if checked is not None:
+            found[normal] = checked
     for normal in found:
         for parent in _parents(normal):
-            entry = found.get(parent, Directory())
-            if isinstance(entry, Symlink | File) or (isinstance(entry, Bind) and entry.is_file):
+            above = found.get(parent, Directory())
+            if isinstance(above, Symlink | File) or (isinstance(above, Source) and above.is_file):
                 raise ValueError(f"/{normal} lies in /{parent}, which is no directory")
-            if isinstance(entry, Proc):
+            if isinstance(above, Proc | Devices):
                 raise ValueError(f"/{normal} lies in /{parent}, where nothing can be made")
     return dict(sorted(found.items(), key=lambda item: item[0].split("/")))
+
+
+_SIZES = ("size", "inodes", "shm")
+_HIGHEST_MODE = 0o1777
+
+
+def _check_entry(path: str, entry: Entry) -> Checked | None:
+    if not isinstance(entry, Entry):
+        raise TypeError(f"{path!r} must be a Bind, Tmpfs or the like, not {entry!r}")
+    for name in _SIZES:
+        size = getattr(entry, name, 1)
+        if not isinstance(size, int) or not 0 < size < 1 << 63:
+            raise ValueError(f"{path!r}: {name} must be a positive number: {size!r}")
+    mode = getattr(entry, "mode", 0)
+    if not isinstance(mode, int) or not 0 <= mode <= _HIGHEST_MODE:
+        raise ValueError(f"{path!r}: mode must be permissions, and no more than 0o1777: {mode!r}")
+    if isinstance(entry, File):
+        return entry._replace(data=bytes(memoryview(entry.data)))
+    if isinstance(entry, Symlink):
+        if not entry.target or "\0" in entry.target:
+            raise ValueError(f"{path!r}: a symbolic link leads somewhere: {entry.target!r}")
+        return entry
+    if isinstance(entry, Overlay):
+        source = os.path.realpath(entry.source, strict=True)
+        if not os.path.isdir(source):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), source)
+        return entry._replace(source=source)
+    if isinstance(entry, Bind):
+        try:
+            source = os.path.realpath(entry.source, strict=True)
+        except FileNotFoundError:
+            if entry.missing_ok:
+                return None
+            raise
+        return Source(source, bool(entry.writable), not os.path.isdir(source))
+    return entry
 
 
 def _parents(path: str) -> list[str]:
@@ -178,60 +259,89 @@ def _parents(path: str) -> list[str]:
     return ["/".join(parts[:i]) for i in range(1, len(parts))]
 
 
-def add_root(program: Program, entries: Mapping[str, Entry], size: int = 1 << 20) -> None:
-    """Add the steps that make a root directory, and move to it.
+class Sources(NamedTuple):
+    """What was opened of ours for a new root directory: mounts that are nowhere yet."""
 
-    The child needs CAP_SYS_ADMIN in mount and pid namespaces of its own. Its working directory is
-    the root directory then, its umask 022.
+    binds: Mapping[str, Result]
+    devices: Mapping[str, Result]
+
+
+def add_sources(program: Program, entries: Mapping[str, Checked]) -> Sources:
+    """Add the steps that open what is ours.
+
+    The child needs CAP_SYS_ADMIN in mount and user namespaces of its own, and the ids by which it
+    may get at the files.
 
     Args:
         program: where to add them.
         entries: as `check` returns them.
-        size: bytes that the files and directories of the root itself may take.
     """
-    program.umask(0)  # the modes are those that were asked for
     # What is mounted here does not go to our namespace; what is mounted there would come.
     program.mount(None, "/", None, _SLAVE)
-    sources = {
-        path: _open(program, entry) for path, entry in entries.items() if isinstance(entry, Bind)
-    }
+    binds = {}
+    for path, entry in entries.items():
+        if isinstance(entry, Source):
+            binds[path] = _open(program, entry)
+        elif isinstance(entry, Overlay):
+            binds[path] = _open(program, Source(os.fspath(entry.source)), recursive=False)
     devices = {}
     if any(isinstance(entry, Devices) for entry in entries.values()):
-        devices = {name: _open(program, Bind(f"/dev/{name}", True, True)) for name in _DEVICES}
-    root = _tmpfs(program, Tmpfs(size))
+        devices = {
+            name: _open(program, Source(f"/dev/{name}", writable=True, is_file=True, device=True))
+            for name in _DEVICES
+        }
+    return Sources(binds, devices)
+
+
+def add_root(program: Program, entries: Mapping[str, Checked], sources: Sources) -> None:
+    """Add the steps that make a root directory, and move to it.
+
+    The child needs CAP_SYS_ADMIN in mount, pid and user namespaces of its own, and ids that these
+    have. Its working directory is the root directory then, its umask 022.
+
+    Args:
+        program: where to add them.
+        entries: as `check` returns them.
+        sources: as `add_sources` returns them.
+    """
+    program.umask(0)  # the modes are those that were asked for
+    data = [entry.data for entry in entries.values() if isinstance(entry, File)]
+    size = _ROOM + sum(len(each) + _PAGE for each in data)
+    root = _tmpfs(program, Tmpfs(size, inodes=_ROOM_FOR_NAMES * (len(entries) + 1)))
     # The root of the old tree is still what paths begin at, and can be used all the time.
     program.move_mount("", "/", _FROM_FD, from_fd=root)
-    _Tree(program, root, sources, devices).add(entries)
-    program.mount_setattr("", _EMPTY, attr_set=_RDONLY, dir_fd=root)
     program.fchdir(root)
+    tree = _Tree(program, root, sources)
+    tree.add(entries)
+    if any(isinstance(entry, Overlay) for entry in entries.values()):
+        program.syscall("unlinkat", root, _SCRATCH, _AT["AT_REMOVEDIR"])
+    program.mount_setattr("", _EMPTY, attr_set=_RDONLY, dir_fd=root)
     program.pivot_root(".", ".")  # the old root lies above the new one
     program.umount2(".", _DETACH)
     program.chdir("/")
     program.umask(_UMASK)
 
 
+_PAGE = os.sysconf("SC_PAGESIZE")
+_ROOM = 1 << 20
+_ROOM_FOR_NAMES = 64
+
+
 class _Tree:
     """The new tree, while it is made."""
 
-    def __init__(
-        self,
-        program: Program,
-        root: Result,
-        sources: Mapping[str, Result],
-        devices: Mapping[str, Result],
-    ) -> None:
+    def __init__(self, program: Program, root: Result, sources: Sources) -> None:
         self._program = program
         self._root = root
         self._sources = sources
-        self._devices = devices
         self._made = set[str]()  # directories that are there
         self._foreign = set[str]()  # mounts of ours: nothing is created below them
 
-    def add(self, entries: Mapping[str, Entry]) -> None:
+    def add(self, entries: Mapping[str, Checked]) -> None:
         for path, entry in entries.items():
             self._place(path, entry)
 
-    def _place(self, path: str, entry: Entry) -> None:
+    def _place(self, path: str, entry: Checked) -> None:
         program = self._program
         if isinstance(entry, Symlink | File):
             where = self._parent(path)
@@ -245,17 +355,38 @@ class _Tree:
                 program.write(file, entry.data)
             program.syscall("fchmod", file, entry.mode)
             program.close(file)
-        elif isinstance(entry, Bind):
-            self._mount(self._sources[path], path, is_file=entry.is_file)
+        elif isinstance(entry, Source):
+            self._mount(self._sources.binds[path], path, is_file=entry.is_file)
             self._foreign.add(path)
+        elif isinstance(entry, Overlay):
+            self._mount(self._sources.binds[path], path)
+            self._overlay(path, entry)
         elif isinstance(entry, Tmpfs):
             self._mount(_tmpfs(program, entry), path)
         elif isinstance(entry, Proc):
-            self._mount(_filesystem(program, "proc", {}, _PRIVILEGE | _NOEXEC), path)
+            self._mount(_proc(program), path)
         elif isinstance(entry, Devices):
             self._devices_at(path, entry)
         else:
             self._directory(path, entry.mode)
+
+    def _overlay(self, path: str, entry: Overlay) -> None:
+        """Lay a writable layer over a directory that is mounted there."""
+        program = self._program
+        self._directory(_SCRATCH, 0o700)
+        layer = _tmpfs(program, Tmpfs(entry.size, entry.inodes))
+        self._attach(layer, _SCRATCH)
+        program.mkdir("upper", 0o755, dir_fd=layer)
+        program.mkdir("work", 0o755, dir_fd=layer)
+        options = {
+            # Relative to the new root, which is the working directory.
+            "lowerdir": path.replace("\\", "\\\\").replace(":", "\\:"),
+            "upperdir": f"{_SCRATCH}/upper",
+            "workdir": f"{_SCRATCH}/work",
+        }
+        overlay = _filesystem(program, "overlay", options, _PRIVILEGE, flags=["userxattr"])
+        self._attach(overlay, path)
+        program.umount2(_SCRATCH, _DETACH)  # the overlay has a mount of its own
 
     def _parent(self, path: str) -> Result:
         parent = posixpath.dirname(path)
@@ -266,7 +397,13 @@ class _Tree:
 
     def _at(self, path: str) -> Result:
         """Open what is there, by no symbolic link."""
-        return self._program._add("openat2", (self._root, path, _HOW, len(_HOW)), path=1)
+        return _openat2(self._program, self._root, path, _BENEATH)
+
+    def _attach(self, mount: Result, path: str) -> None:
+        """Put a mount on what is there."""
+        target = self._at(path)
+        self._program.move_mount("", "", _FD_TO_FD, from_fd=mount, to_fd=target)
+        self._program.close(target)
 
     def _is_foreign(self, path: str) -> bool:
         return any(parent in self._foreign for parent in [*_parents(path), path])
@@ -291,17 +428,17 @@ class _Tree:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
             name = posixpath.basename(path)
             program.close(program.open(name, flags, 0o444, dir_fd=self._parent(path)))
-        program.move_mount("", "", _FD_TO_FD, from_fd=mount, to_fd=self._at(path))
+        self._attach(mount, path)
 
     def _devices_at(self, path: str, entry: Devices) -> None:
         program = self._program
         dev = _tmpfs(program, Tmpfs(1 << 16, 100))
         self._mount(dev, path)
-        for name, device in self._devices.items():
+        for name, device in self._sources.devices.items():
             self._mount(device, f"{path}/{name}", is_file=True)
         options = {"ptmxmode": "0666", "mode": "0620"}
         self._mount(_filesystem(program, "devpts", options, _PRIVILEGE_OF_DEVPTS), f"{path}/pts")
-        self._mount(_tmpfs(program, Tmpfs(entry.shm, mode=0o1777)), f"{path}/shm")
+        self._mount(_shm(program, entry), f"{path}/shm")
         for name, target in _LINKS_OF_DEVICES.items():
             program.symlink(target, name, dir_fd=dev)
         program.mount_setattr("", _EMPTY, attr_set=_RDONLY, dir_fd=dev)
@@ -310,14 +447,31 @@ class _Tree:
 _PRIVILEGE_OF_DEVPTS = _ATTRIBUTES["MOUNT_ATTR_NOSUID"] | _NOEXEC
 
 
-def _open(program: Program, entry: Bind) -> Result:
+def writable_paths(entries: Mapping[str, Checked]) -> dict[str, bool]:
+    """List what can be written to, as absolute paths, and whether each is a file."""
+    found = {}
+    for path, entry in entries.items():
+        if isinstance(entry, Tmpfs | Overlay) or (isinstance(entry, Source) and entry.writable):
+            found[f"/{path}"] = isinstance(entry, Source) and entry.is_file
+        elif isinstance(entry, Devices):
+            found |= {f"/{path}/pts": False, f"/{path}/shm": False}
+    return found
+
+
+def _openat2(program: Program, directory: int | Result, path: str, how: bytes) -> Result:
+    return program._add("openat2", (directory, path, how, len(how)), path=1)
+
+
+def _open(program: Program, source: Source, *, recursive: bool = True) -> Result:
     """Open a copy of a mount of ours, with its attributes."""
-    is_device = entry.source.startswith("/dev/") and entry.is_file
-    tree = program.open_tree(entry.source, _CLONE | (0 if entry.is_file else _AT["AT_RECURSIVE"]))
-    attributes = _ATTRIBUTES["MOUNT_ATTR_NOSUID"] if is_device else _PRIVILEGE
-    attributes |= 0 if entry.writable else _RDONLY
-    flags = _EMPTY if entry.is_file else _EVERYWHERE
-    program.mount_setattr("", flags, attr_set=attributes, dir_fd=tree)
+    everywhere = recursive and not source.is_file
+    flags = _AT["AT_RECURSIVE"] if everywhere else 0
+    file = _openat2(program, _names.AT_FDCWD, source.path, _ANYWHERE)
+    tree = program.open_tree("", _CLONE | _EMPTY | flags, dir_fd=file)
+    program.close(file)
+    attributes = _ATTRIBUTES["MOUNT_ATTR_NOSUID"] if source.device else _PRIVILEGE
+    attributes |= 0 if source.writable else _RDONLY
+    program.mount_setattr("", _EMPTY | flags, attr_set=attributes, dir_fd=tree)
     return tree
 
 
@@ -330,10 +484,33 @@ def _tmpfs(program: Program, entry: Tmpfs) -> Result:
     return _filesystem(program, "tmpfs", options, _PRIVILEGE)
 
 
-def _filesystem(program: Program, kind: str, options: Mapping[str, str], attributes: int) -> Result:
+def _shm(program: Program, entry: Devices) -> Result:
+    return _tmpfs(program, Tmpfs(entry.shm, mode=0o1777))
+
+
+def _proc(program: Program) -> Result:
+    """Mount the processes of the pid namespace.
+
+    Read-only, since the owner of /proc/sys is the user 0 of the machine, whatever his capabilities
+    (test_perm, fs/proc/proc_sysctl.c).
+    """
+    return _filesystem(program, "proc", {}, _PRIVILEGE | _NOEXEC | _RDONLY)
+
+
+def _filesystem(
+    program: Program,
+    kind: str,
+    options: Mapping[str, str],
+    attributes: int,
+    flags: Iterable[str] = (),
+) -> Result:
     """Make a mount of a new file system."""
     context = program.fsopen(kind)
     for key, value in options.items():
         program.fsconfig(context, _SET_STRING, key, value)
+    for key in flags:
+        program.fsconfig(context, _SET_FLAG, key)
     program.fsconfig(context, _CREATE)
-    return program.fsmount(context, attributes)
+    mount = program.fsmount(context, attributes)
+    program.close(context)
+    return mount

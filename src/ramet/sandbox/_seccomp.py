@@ -50,7 +50,45 @@ _NAMESPACES = int(
 _AF_VSOCK = 40  # talks to the host of a virtual machine
 _INPUT = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: put text into a terminal, for others to read
 _PERSONALITIES = (0, 0x8, 0x20000, 0x20008, 0xFFFF_FFFF)
-_LOW = 0xFFFF_FFFF
+_BITS = 32  # which are all that the kernel looks at
+_LOW = (1 << _BITS) - 1
+
+
+def _others(values: Iterable[int]) -> list[tuple[int, int]]:
+    """Cover all numbers but some by masks, each with the value that is left of what it covers.
+
+    libseccomp cannot say that a part of an argument is not some number, so what is allowed is said.
+    """
+    found: list[tuple[int, int]] = []
+
+    def cover(prefix: int, left: int, without: list[int]) -> None:
+        mask = _LOW >> left << left
+        if not without:
+            found.append((mask, prefix))
+        elif left:
+            bit = 1 << left - 1
+            cover(prefix, left - 1, [value for value in without if not value & bit])
+            cover(prefix | bit, left - 1, [value for value in without if value & bit])
+
+    cover(0, _BITS, list(values))
+    return found
+
+
+def _these(values: Iterable[int]) -> list[tuple[int, int]]:
+    return [(_LOW, value) for value in values]
+
+
+_Masks = list[tuple[int, int]]
+_NAMESPACE_BITS = [1 << bit for bit in range(_BITS) if _NAMESPACES & 1 << bit]
+# The argument that counts, what of it is allowed, and what fails with which errno.
+_BY_ARGUMENT: dict[str, tuple[int, _Masks, int, _Masks]] = {
+    "clone": (0, [(_NAMESPACES, 0)], errno.EPERM, [(bit, bit) for bit in _NAMESPACE_BITS]),
+    # What it is asked for lies in memory, where no filter sees it: libraries use clone then.
+    "clone3": (0, [], errno.ENOSYS, []),
+    "socket": (0, _others([_AF_VSOCK]), errno.EAFNOSUPPORT, _these([_AF_VSOCK])),
+    "ioctl": (1, _others(_INPUT), errno.EPERM, _these(_INPUT)),
+    "personality": (0, _these(_PERSONALITIES), errno.EPERM, []),
+}
 _UNKNOWN = -1  # __NR_SCMP_ERROR; other negative numbers are calls of other architectures
 _BY_TREE = 2  # of SCMP_FLTATR_CTL_OPTIMIZE
 
@@ -87,21 +125,15 @@ def check_names(names: Iterable[str]) -> frozenset[str]:
     return found
 
 
-def filter_programs(*, allow: Iterable[str] = (), deny: Iterable[str] = ()) -> tuple[bytes, bytes]:
-    """Make the filters.
-
-    There are two, of which the stricter counts for each call: one knows what there is, the other
-    what is refused. libseccomp has no way to say that the low half of an argument, which is all
-    that the kernel looks at, is not some number; so what is refused by its arguments has
-    to be an exception and cannot be the default.
+def filter_program(*, allow: Iterable[str] = (), deny: Iterable[str] = ()) -> bytes:
+    """Make the filter.
 
     Args:
         allow: calls that are allowed although the default denies them, whatever their arguments.
         deny: calls that fail with EPERM although the default allows them.
 
     Returns:
-        Classic BPF programs, each for `Program.seccomp`. Calls of another architecture end the
-        process.
+        A classic BPF program for `Program.seccomp`. Calls of another architecture end the process.
 
     Raises:
         RuntimeError: libseccomp or pyseccomp is not there.
@@ -112,49 +144,28 @@ def filter_programs(*, allow: Iterable[str] = (), deny: Iterable[str] = ()) -> t
     allowed, denied = check_names(allow), check_names(deny)
     if both := allowed & denied:
         raise ValueError(f"allowed and denied: {', '.join(sorted(both))}")
-    return _known(allowed), _refused(allowed, denied)
+    return _make(allowed, denied)
 
 
 @lru_cache(maxsize=32)
-def _known(allow: frozenset[str]) -> bytes:
+def _make(allow: frozenset[str], deny: frozenset[str]) -> bytes:
     scmp = libseccomp()
     made = scmp.SyscallFilter(scmp.ERRNO(errno.ENOSYS))
     made.set_attr(scmp.Attr.CTL_OPTIMIZE, _BY_TREE)
     for name, number in NUMBERS.items():
-        if name != "personality" or name in allow:
+        if name in allow:
             made.add_rule(scmp.ALLOW, number)
-            continue
-        for persona in _PERSONALITIES:
-            made.add_rule(scmp.ALLOW, number, scmp.Arg(0, scmp.MASKED_EQ, _LOW, persona))
-    return _export(made)
-
-
-@lru_cache(maxsize=32)
-def _refused(allow: frozenset[str], deny: frozenset[str]) -> bytes:
-    scmp = libseccomp()
-    refuse = scmp.ERRNO(errno.EPERM)
-    made = scmp.SyscallFilter(scmp.ALLOW)
-    made.set_attr(scmp.Attr.CTL_OPTIMIZE, _BY_TREE)
-
-    def add(name: str, action: int, *args: Any) -> None:
-        if name in NUMBERS and name not in allow:
-            made.add_rule(action, NUMBERS[name], *args)
-
-    for name in sorted(DENIED | deny):
-        add(name, refuse)
-    if "clone" not in deny:
-        for bit in range(_NAMESPACES.bit_length()):
-            if flag := _NAMESPACES & 1 << bit:
-                add("clone", refuse, scmp.Arg(0, scmp.MASKED_EQ, flag, flag))
-    if "clone3" not in deny:
-        # What it is asked for lies in memory, where no filter sees it: libraries use clone then.
-        add("clone3", scmp.ERRNO(errno.ENOSYS))
-    if "socket" not in deny:
-        unknown = scmp.ERRNO(errno.EAFNOSUPPORT)
-        add("socket", unknown, scmp.Arg(0, scmp.MASKED_EQ, _LOW, _AF_VSOCK))
-    if "ioctl" not in deny:
-        for request in _INPUT:
-            add("ioctl", refuse, scmp.Arg(1, scmp.MASKED_EQ, _LOW, request))
+        elif name in DENIED | deny:
+            made.add_rule(scmp.ERRNO(errno.EPERM), number)
+        elif name not in _BY_ARGUMENT:
+            made.add_rule(scmp.ALLOW, number)
+        else:
+            place, allowed, error, refused = _BY_ARGUMENT[name]
+            for mask, value in allowed:
+                made.add_rule(scmp.ALLOW, number, scmp.Arg(place, scmp.MASKED_EQ, mask, value))
+            for mask, value in refused:
+                condition = scmp.Arg(place, scmp.MASKED_EQ, mask, value)
+                made.add_rule(scmp.ERRNO(error), number, condition)
     return _export(made)
 
 

@@ -1,0 +1,363 @@
+"""Plan: a policy, compiled to flags and a program, with the receipt for it. Starts nothing."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import NamedTuple
+
+from ramet import _names
+from ramet._flags import CloneFlags
+from ramet._program import Parameter, Program, Result
+from ramet._spawn import RESTORED_SIGNALS, IdMaps
+from ramet._steps import Environment, env_strings
+from ramet.sandbox import _cgroup, _landlock, _seccomp, _tree
+from ramet.sandbox._policy import Policy
+from ramet.sandbox._root import Devices, add_root, add_sources, writable_paths
+from ramet.sandbox._verdict import Protection, ProtectionError
+
+_F = CloneFlags
+_ALWAYS = _F.NEWUSER | _F.NEWNS | _F.NEWPID
+_NAMESPACES = {
+    "network": (_F.NEWNET, "net"),
+    "ipc": (_F.NEWIPC, "ipc"),
+    "uts": (_F.NEWUTS, "uts"),
+    "cgroup_namespace": (_F.NEWCGROUP, "cgroup"),
+}
+_SHARED_AS = {"cgroup_namespace": "cgroup"}
+_NOBODY = 65534
+_STANDARD = (0, 1, 2)
+_HIGH = 16  # descriptors that the program is not given are copied to numbers from here on
+_SIOCSIFFLAGS = 0x8914
+_LOOPBACK_UP = b"lo".ljust(16, b"\0") + (0x1 | 0x40).to_bytes(2, "little") + bytes(22)
+_INIT = os.path.join(os.path.dirname(os.path.dirname(__file__)), "lib", "ramet-init")
+
+
+class Plan(NamedTuple):
+    """What a sandbox is made by.
+
+    Attributes:
+        program: the program, with parameters for the descriptors (``fd0`` and so on, ``report``,
+            ``parent`` and ``gate``) and for the arguments of the first process (``argv``).
+        init_args: those that are its own.
+        flags: of clone.
+        receipt: what is enforced.
+        group: where a cgroup is made, None for none.
+        settings: what is written to it.
+        sampled: protections that hang on what is found in /proc from time to time.
+    """
+
+    program: Program
+    init_args: tuple[str, ...]
+    flags: int
+    receipt: tuple[Protection, ...]
+    group: str | None
+    settings: Mapping[str, str]
+    sampled: frozenset[str]
+
+
+# --- which protections there are ------------------------------------------------------------------
+
+
+class _Receipt:
+    """The receipt while it is written: what cannot be had is refused, or noted."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self.lines: list[Protection] = []
+
+    def applied(self, name: str, requested: str, how: str) -> None:
+        self.lines.append(Protection(name, requested, "applied", how))
+
+    def missing(self, name: str, requested: str, reason: str, instead: str = "") -> None:
+        """Note what is missing.
+
+        Raises:
+            ProtectionError: it is required.
+        """
+        if not self._policy.is_optional(name):
+            raise ProtectionError(name, f"{reason}; optional={{{name!r}}} does without it")
+        how = f"{reason}; {instead}" if instead else reason
+        self.lines.append(Protection(name, requested, "degraded", how))
+
+
+def namespace_flags(policy: Policy, receipt: _Receipt) -> int:
+    """Choose the namespaces."""
+    flags = _ALWAYS
+    receipt.applied("namespaces", "user, mount, pid", "clone")
+    for name, (flag, file) in _NAMESPACES.items():
+        if name == "network":
+            shared, asked = policy.network == "host", "none, with the loopback device"
+        else:
+            shared, asked = _SHARED_AS.get(name, name) in policy.share, "its own"
+        if shared:
+            continue
+        if os.path.exists(f"/proc/self/ns/{file}"):
+            flags |= flag
+            receipt.applied(name, asked, f"CLONE_{flag.name}")
+        else:
+            receipt.missing(name, asked, f"this kernel has no {file} namespaces")
+    return int(flags)
+
+
+def _add_seccomp(policy: Policy, receipt: _Receipt) -> tuple[bytes, ...]:
+    filters = tuple(policy.seccomp_filters)
+    if not policy.seccomp and not filters:
+        return ()
+    asked = "default" if policy.seccomp else "filters of the user's own"
+    if policy.seccomp:
+        for word, names in (("with", policy.allow_syscalls), ("without", policy.deny_syscalls)):
+            asked += f", {word} {', '.join(sorted(names))}" if names else ""
+        try:
+            own = _seccomp.filter_program(allow=policy.allow_syscalls, deny=policy.deny_syscalls)
+            filters += (own,)
+        except RuntimeError as error:
+            receipt.missing("seccomp", asked, str(error))
+            if not filters:
+                return ()
+            asked = "filters of the user's own"
+    receipt.applied("seccomp", asked, f"{len(filters)} filter{'s' if len(filters) > 1 else ''}")
+    return filters
+
+
+def _wants_landlock(policy: Policy, receipt: _Receipt) -> bool:
+    if not policy.landlock:
+        return False
+    version, asked = _landlock.abi(), "files as they are mounted"
+    if version >= _landlock.LOWEST_ABI:
+        receipt.applied("landlock", asked, f"ABI {version}")
+        return True
+    receipt.missing(
+        "landlock",
+        asked,
+        f"it needs ABI {_landlock.LOWEST_ABI}, and this kernel has {version or 'none'} (the kernel "
+        "parameter lsm= has to name it)",
+    )
+    return False
+
+
+class Limits(NamedTuple):
+    """How the limits of a sandbox as a whole are enforced."""
+
+    group: str | None
+    settings: Mapping[str, str]
+    sampled: frozenset[str]
+    processes: int | None  # for RLIMIT_NPROC
+
+
+def plan_limits(policy: Policy, receipt: _Receipt, *, maps_root: bool) -> Limits:
+    """Choose how the limits are enforced: by a cgroup where that can be made."""
+    asked = {
+        "memory": policy.memory,
+        "swap": None if policy.memory is None else policy.swap or 0,
+        "processes": policy.processes,
+        "cpu": policy.cpu,
+    }
+    wanted = {name: value for name, value in asked.items() if value is not None}
+    found = _cgroup.find_parent({_cgroup.CONTROLLERS[name] for name in wanted}, policy.cgroup)
+    group, reason = found if wanted or policy.cgroup is not None else (None, "")
+    sampled = set()
+    processes = None
+    if policy.cgroup is not None and group is None:
+        raise ProtectionError("cgroup", reason)
+    for name, value in wanted.items():
+        text = str(value)
+        if group is not None:
+            receipt.applied(name, text, f"{_cgroup.CONTROLLERS[name]} controller, {group}")
+        elif name == "processes":
+            if maps_root:
+                receipt.missing(name, text, f"{reason}; RLIMIT_NPROC does not hold for user 0")
+            else:
+                processes = policy.processes
+                receipt.applied(name, text, "RLIMIT_NPROC in a user namespace of its own")
+        elif name == "memory" and _tree.is_visible():
+            instead = "what its processes have is looked at 50 times a second"
+            receipt.missing(name, text, reason, instead)
+            sampled.add(name)
+        else:
+            receipt.missing(name, text, reason)
+    made = _cgroup.settings(policy.memory, policy.swap, policy.processes, policy.cpu)
+    if policy.cpu_time is not None:
+        how = "RLIMIT_CPU for each process"
+        if group is not None or _tree.is_visible():
+            sampled.add("cpu_time")
+            how += ", and for all of them 50 times a second"
+        receipt.applied("cpu_time", f"{policy.cpu_time} s", how)
+    return Limits(group, made if group else {}, frozenset(sampled), processes)
+
+
+# --- the program ----------------------------------------------------------------------------------
+
+
+def outside_ids(policy: Policy) -> IdMaps:
+    """Choose whom the sandbox's user is outside: us, or nobody if we are root."""
+    is_root = os.geteuid() == 0
+    uid = _NOBODY if is_root else os.geteuid()
+    gid = _NOBODY if is_root else os.getegid()
+    return IdMaps(
+        ((policy.uid, uid, 1),) if policy.uid_map is None else policy.uid_map,
+        ((policy.gid, gid, 1),) if policy.gid_map is None else policy.gid_map,
+        groups=is_root,
+    )
+
+
+@lru_cache(maxsize=1)
+def _last_capability() -> int:
+    with open("/proc/sys/kernel/cap_last_cap") as file:
+        return int(file.read())
+
+
+def add_identity(program: Program, policy: Policy, maps: IdMaps) -> None:
+    """Add the steps that take on the ids inside, and keep all capabilities for now."""
+    if maps.by_parent:
+        program.set_keepcaps()
+        if os.geteuid() == 0:
+            program.setgroups(())
+    program.setresgid(policy.gid)
+    program.setresuid(policy.uid)
+    if maps.by_parent:
+        names = range(_last_capability() + 1)
+        program.capset(names, names)
+
+
+def add_surrounding(program: Program, policy: Policy, flags: int) -> None:
+    """Add the steps for what is around the files."""
+    if flags & _F.NEWUTS:
+        program.sethostname(policy.hostname)
+    if flags & _F.NEWNET:
+        socket = program.syscall("socket", _AF_INET, _SOCK_DGRAM | os.O_CLOEXEC, 0)
+        program.syscall("ioctl", socket, _SIOCSIFFLAGS, _LOOPBACK_UP)
+        program.close(socket)
+
+
+_AF_INET, _SOCK_DGRAM = 2, 2
+
+
+def add_confinement(
+    program: Program,
+    policy: Policy,
+    *,
+    scratch: int,
+    landlock: bool,
+    processes: int | None,
+    runnable: Iterable[Result],
+) -> None:
+    """Add the steps by which privileges are given up; mounts are made before."""
+    program.set_no_new_privs()
+    rules = None
+    if landlock:
+        devices = [f"/{path}" for path, each in policy.entries.items() if isinstance(each, Devices)]
+        rules = _landlock.add_landlock(
+            program,
+            scratch,
+            writable=writable_paths(policy.entries),
+            devices=devices,
+            files=runnable,
+        )
+    limits = policy.limits()
+    if processes is not None:
+        limits[resource.RLIMIT_NPROC] = processes + 1, processes + 1  # the first is not counted
+    for number, (soft, hard) in limits.items():
+        program.setrlimit(number, soft, hard)
+    kept = {_names_to_numbers(name) for name in policy.capabilities}
+    program.drop_bounding(set(range(_last_capability() + 1)) - kept)
+    program.capset(kept, kept, kept)
+    if kept:
+        program.raise_ambient(kept)
+    if rules is not None:
+        program.landlock_restrict_self(rules)
+        program.close(rules)
+
+
+def _names_to_numbers(name: str) -> int:
+    return _names.CAPABILITIES[name.lower().removeprefix("cap_")]
+
+
+def make_plan(policy: Policy, targets: tuple[int, ...] = ()) -> Plan:
+    """Compile a policy.
+
+    Args:
+        policy: the policy.
+        targets: the numbers of descriptors that the program has, beside 0, 1 and 2.
+
+    Raises:
+        ProtectionError: one that is required cannot be had.
+    """
+    receipt = _Receipt(policy)
+    flags = namespace_flags(policy, receipt)
+    maps = outside_ids(policy)
+    receipt.applied("files", "what the policy lists", "a root directory of its own, nosuid, nodev")
+    kept = ", ".join(sorted(policy.capabilities)) or "none"
+    receipt.applied("capabilities", kept, "bounding set, capset, no_new_privs")
+    filters = _add_seccomp(policy, receipt)
+    landlock = _wants_landlock(policy, receipt)
+    limits = plan_limits(policy, receipt, maps_root=maps.outside("uid", policy.uid) == 0)
+    for name, value in policy.limits().items():
+        if name != resource.RLIMIT_CPU:
+            label = _RLIMIT_NAMES[name]
+            receipt.applied(label, str(value[0]), f"RLIMIT_{label.upper()} for each process")
+
+    numbers = (*_STANDARD, *targets)
+    report = max(numbers) + 1
+    parent, scratch = report + 1, report + 2
+    lowest = max(_HIGH, scratch + 1)
+    program = Program()
+
+    def copy(name: str) -> Result:
+        return program.syscall("fcntl", Parameter(name), _F_DUPFD_CLOEXEC, lowest)
+
+    sources = {number: copy(f"fd{number}") for number in numbers}
+    sources |= {report: copy("report"), parent: copy("parent")}
+    if maps.by_parent:
+        maps.gate = copy("gate")
+    init = program.dup_above(program.open(_INIT, os.O_PATH), lowest)
+    # First what needs no ids: meanwhile we write their maps.
+    opened = add_sources(program, policy.entries)
+    add_surrounding(program, policy, flags)
+    maps.add_steps(program, sources[parent])
+    add_identity(program, policy, maps)
+    add_root(program, policy.entries, opened)
+    if policy.cwd != "/":
+        program.chdir(policy.cwd)
+    add_confinement(
+        program,
+        policy,
+        scratch=scratch,
+        landlock=landlock,
+        processes=limits.processes,
+        runnable=[init],
+    )
+    for number, source in sources.items():
+        program.dup2(source, number)
+    _close_others(program, sources)
+    program.default_signals(RESTORED_SIGNALS)
+    for each in filters:
+        program.seccomp(each)
+    env = Environment(env_strings(policy.env))
+    program.syscall("execveat", init, "", Parameter("argv"), env, _names.AT_EMPTY_PATH)
+    args = (_INIT_NAME, str(report), str(parent))
+    group, settings, sampled, _ = limits
+    lines = tuple(receipt.lines)
+    return Plan(program, args, flags, lines, group, settings, sampled)
+
+
+_INIT_NAME = "ramet-init"
+_F_DUPFD_CLOEXEC = _names.FCNTL["F_DUPFD_CLOEXEC"]
+_CLOSE_RANGE_CLOEXEC = _names.CLOSE_RANGE["CLOSE_RANGE_CLOEXEC"]
+_RLIMIT_NAMES = {
+    getattr(resource, name): name.removeprefix("RLIMIT_").lower()
+    for name in dir(resource)
+    if name.startswith("RLIMIT_")
+}
+
+
+def _close_others(program: Program, kept: Iterable[int]) -> None:
+    """Let go at the exec of all descriptors but some."""
+    first = 0
+    for number in sorted(kept):
+        if number > first:
+            program.close_range(first, number - 1, _CLOSE_RANGE_CLOEXEC)
+        first = number + 1
+    program.close_range(first, flags=_CLOSE_RANGE_CLOEXEC)

@@ -1,0 +1,377 @@
+"""Policy: what a sandbox allows, as data. Checks it, and reads it from TOML; starts nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+import re
+import resource
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal, Self
+
+from ramet._spawn import IdMap
+from ramet._steps import capability, check_id
+from ramet.sandbox._presets import basic_files, network_files, python_files, system_files
+from ramet.sandbox._root import (
+    Bind,
+    Checked,
+    Devices,
+    Directory,
+    Entry,
+    File,
+    Overlay,
+    Proc,
+    Symlink,
+    Tmpfs,
+    check,
+    normalize,
+)
+from ramet.sandbox._seccomp import check_names
+
+SHAREABLE = frozenset(("ipc", "uts", "cgroup"))
+OPTIONAL = frozenset(
+    (
+        *("network", "ipc", "uts", "cgroup_namespace", "seccomp", "landlock"),
+        *("memory", "swap", "processes", "cpu"),
+    )
+)
+"""Protections that can be missing; without the others there is no sandbox."""
+
+_LONGEST_HOSTNAME = 64
+_NEEDED = frozenset(("execve", "execveat", "exit", "exit_group"))  # by what starts the program
+_LIMITS = {
+    name.removeprefix("RLIMIT_").lower(): getattr(resource, name)
+    for name in dir(resource)
+    if name.startswith("RLIMIT_")
+}
+# Those that have a field of their own, and those about which nobody asks.
+_OF_FIELDS = {"cpu": "cpu_time", "fsize": "file_size", "nproc": "processes"}
+
+
+def _mapping() -> Any:
+    return field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """See `Sandbox`."""
+
+    files: Mapping[str, Entry] = _mapping()
+    system: bool = False
+    python: bool = False
+    cwd: str = "/"
+    env: Mapping[str, str] = _mapping()
+    uid: int = 1000
+    gid: int = 1000
+    uid_map: IdMap | None = None
+    gid_map: IdMap | None = None
+    hostname: str = "sandbox"
+    network: Literal["none", "host"] = "none"
+    share: Iterable[str] = frozenset()
+    capabilities: Iterable[str] = frozenset()
+    seccomp: bool = True
+    allow_syscalls: Iterable[str] = frozenset()
+    deny_syscalls: Iterable[str] = frozenset()
+    seccomp_filters: Sequence[bytes] = ()
+    landlock: bool = True
+    rlimits: Mapping[str, int | tuple[int, int]] = _mapping()
+    memory: int | None = None
+    swap: int | None = None
+    processes: int | None = None
+    cpu: float | None = None
+    cgroup: str | os.PathLike[str] | None = None
+    cpu_time: float | None = None
+    wall_time: float | None = None
+    output_size: int = 16 << 20
+    file_size: int | None = None
+    preload: Sequence[str] = ()
+    require: Iterable[str] | None = None
+    optional: Iterable[str] = frozenset()
+    entries: Mapping[str, Checked] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        set_ = object.__setattr__
+        for name in ("files", "env", "rlimits"):
+            value = getattr(self, name)
+            if not isinstance(value, Mapping):
+                raise TypeError(f"{name} must be a mapping, not {value!r}")
+            set_(self, name, MappingProxyType(dict(value)))
+        for name in ("share", "capabilities", "allow_syscalls", "deny_syscalls", "optional"):
+            set_(self, name, _names(name, getattr(self, name)))
+        set_(self, "preload", tuple(_strings("preload", self.preload)))
+        set_(self, "seccomp_filters", tuple(bytes(each) for each in self.seccomp_filters))
+        if self.require is not None:
+            set_(self, "require", _names("require", self.require))
+        self._check_names()
+        self._check_numbers()
+        self._check_ids()
+        normalize(self.cwd if self.cwd != "/" else "/.cwd")
+        set_(self, "entries", self._entries())
+
+    def _check_names(self) -> None:
+        _choose("network", [self.network], {"none", "host"})
+        _choose("share", self.share, SHAREABLE)
+        for name in self.capabilities:
+            capability(name)
+        for name in ("allow_syscalls", "deny_syscalls"):
+            if getattr(self, name):
+                if not self.seccomp:
+                    raise ValueError(f"{name} is for seccomp, which is switched off")
+                check_names(getattr(self, name))
+        if needed := _NEEDED & set(self.deny_syscalls):
+            raise ValueError(f"nothing could run without {', '.join(sorted(needed))}")
+        if self.require is not None and self.optional:
+            raise ValueError("give require, or optional: each says the same of the other names")
+        _choose("optional", self.optional, OPTIONAL)
+        if self.require is not None:
+            _choose("require", self.require, OPTIONAL)
+        name = self.hostname
+        if not name or len(os.fsencode(name)) > _LONGEST_HOSTNAME or "\0" in name or "\n" in name:
+            raise ValueError(f"hostname must have 1 to {_LONGEST_HOSTNAME} bytes: {name!r}")
+        for key, value in self.env.items():
+            if not isinstance(key, str) or not isinstance(value, str):
+                raise TypeError(f"env must have strings: {key!r}: {value!r}")
+            if not key or "=" in key or "\0" in key + value:
+                raise ValueError(f"env can't have {key!r}: {value!r}")
+
+    def _check_numbers(self) -> None:
+        for name in ("memory", "swap", "processes", "output_size", "file_size"):
+            value = getattr(self, name)
+            if value is None and name != "output_size":
+                continue
+            least = 0 if name == "swap" else 1
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{name} must be a whole number, not {value!r}")
+            if not least <= value < 1 << 62:
+                raise ValueError(f"{name} must be at least {least}: {value}")
+        for name in ("cpu", "cpu_time", "wall_time"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise TypeError(f"{name} must be a number, not {value!r}")
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be a positive number: {value}")
+        if self.swap is not None and self.memory is None:
+            raise ValueError("swap is for what does not fit into memory, which has no limit")
+        for name, both in self.rlimits.items():
+            _choose("rlimits", [name], _LIMITS)
+            if name in _OF_FIELDS:
+                raise ValueError(f"{_OF_FIELDS[name]} sets this limit, not rlimits[{name!r}]")
+            numbers = [both] if isinstance(both, int) else list(both)
+            if len(numbers) not in {1, 2} or not all(isinstance(each, int) for each in numbers):
+                raise TypeError(f"rlimits[{name!r}] must be a limit, or soft and hard: {both!r}")
+
+    def _check_ids(self) -> None:
+        for id_ in (self.uid, self.gid):
+            check_id(id_)
+        for name, id_ in (("uid_map", self.uid), ("gid_map", self.gid)):
+            given = getattr(self, name)
+            if given is None:
+                continue
+            if not isinstance(given, int):
+                given = tuple((int(a), int(b), int(count)) for a, b, count in given)
+                object.__setattr__(self, name, given)
+            lines = [(given, 0, 1)] if isinstance(given, int) else given
+            if not any(first <= id_ < first + count for first, _, count in lines):
+                raise ValueError(f"{name} must have {id_} in it: {given}")
+
+    # --- what it comes to -------------------------------------------------------------------
+
+    def is_optional(self, name: str) -> bool:
+        """Whether a protection may be missing."""
+        if self.require is not None:
+            return name in OPTIONAL and name not in self.require
+        return name in self.optional
+
+    def _entries(self) -> dict[str, Checked]:
+        """Find all that is in the root directory."""
+        found: dict[str, Entry] = {}
+        if self.system or self.python:
+            found |= basic_files(self.uid, self.gid, self.hostname)
+        if self.python:
+            found |= python_files()
+        if self.system:
+            found |= system_files()
+        if self.network == "host" and found:
+            found |= network_files()
+        # Those of the user's own take the place of those.
+        own = {normalize(path) for path in self.files}
+        if len(own) != len(self.files):
+            raise ValueError("files has a path twice")
+        found = {path: entry for path, entry in found.items() if normalize(path) not in own}
+        return check({**found, **self.files})
+
+    def limits(self) -> dict[int, tuple[int, int]]:
+        """Give the limits of each process, by RLIMIT_*."""
+        found = {resource.RLIMIT_CORE: (0, 0)}
+        for name, both in self.rlimits.items():
+            soft, hard = (both, both) if isinstance(both, int) else both
+            found[_LIMITS[name]] = soft, hard
+        if self.file_size is not None:
+            found[resource.RLIMIT_FSIZE] = self.file_size, self.file_size
+        if self.cpu_time is not None:
+            seconds = math.ceil(self.cpu_time)
+            found[resource.RLIMIT_CPU] = seconds, seconds + 1
+        return found
+
+    def fields(self) -> dict[str, Any]:
+        """Give the arguments that make a policy like this one."""
+        found = {}
+        for name in _FIELDS:
+            value = getattr(self, name)
+            found[name] = dict(value) if isinstance(value, MappingProxyType) else value
+        return found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _make, (type(self), self.fields())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a policy from a TOML file.
+
+        Its keys are the arguments. Sizes may be strings (``"64M"``, ``"1.5G"``), and paths of ours
+        begin at the directory of the file. ``[files."/path"]`` is a table with ``bind``
+        (``writable``, ``missing_ok``), ``overlay`` (``size``, ``inodes``), ``tmpfs`` (its size;
+        ``inodes``, ``mode``), ``directory = true`` (``mode``), ``symlink``, ``file`` (its text;
+        ``mode``), ``proc = true`` or ``devices = true`` (``shm``).
+
+        Args:
+            path: the file.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: it is no TOML, or says what there is not.
+            TypeError: a value of a wrong kind.
+        """
+        with open(path, "rb") as file:
+            content = tomllib.load(file)
+        try:
+            return cls(**_from_toml(content, os.path.dirname(os.path.abspath(path))))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{os.fspath(path)}: {error}") from None
+
+
+_FIELDS = tuple(each.name for each in dataclasses.fields(Policy) if each.init)
+
+
+def _make(kind: type[Policy], fields: dict[str, Any]) -> Policy:
+    return kind(**fields)
+
+
+def _strings(name: str, value: Iterable[str]) -> list[str]:
+    if isinstance(value, str | bytes):
+        raise TypeError(f"{name} must be several names, not one string: {value!r}")
+    found = list(value)
+    for each in found:
+        if not isinstance(each, str):
+            raise TypeError(f"{name} must have strings, not {each!r}")
+    return found
+
+
+def _names(name: str, value: Iterable[str]) -> frozenset[str]:
+    return frozenset(_strings(name, value))
+
+
+def _choose(name: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse what is not among the known names, with that which may have been meant."""
+    choices = sorted(known)
+    for each in given:
+        if each not in choices:
+            close = difflib.get_close_matches(str(each), choices, 1)
+            hint = f"; was {close[0]!r} meant?" if close else f": {', '.join(choices)}"
+            raise ValueError(f"{name} has no {each!r}{hint}")
+
+
+# --- TOML -----------------------------------------------------------------------------------------
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_SIZES = ("memory", "swap", "output_size", "file_size")
+
+
+def parse_size(text: str | int) -> int:
+    """Turn ``"64M"`` into bytes.
+
+    Raises:
+        ValueError: it is no size.
+    """
+    if isinstance(text, int):
+        return text
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"a size is a number with K, M, G or T: {text!r}")
+    number, unit = match.groups()
+    return round(float(number) * _UNITS[unit.lower()]) if unit else int(float(number))
+
+
+def _from_toml(content: dict[str, Any], directory: str) -> dict[str, Any]:
+    _choose("the policy", content, _FIELDS)
+    found = dict(content)
+    for name in _SIZES:
+        if name in found:
+            found[name] = parse_size(found[name])
+    for name in ("uid_map", "gid_map"):
+        if isinstance(found.get(name), list):
+            found[name] = [tuple(line) for line in found[name]]
+    if "rlimits" in found:
+        found["rlimits"] = {
+            name: tuple(both) if isinstance(both, list) else both
+            for name, both in found["rlimits"].items()
+        }
+    if "seccomp_filters" in found:
+        found["seccomp_filters"] = [
+            _read(os.path.join(directory, name)) for name in found["seccomp_filters"]
+        ]
+    if "files" in found:
+        found["files"] = {
+            path: _entry(path, table, directory) for path, table in found["files"].items()
+        }
+    return found
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+_KINDS: Mapping[str, tuple[Callable[..., Entry], str, tuple[str, ...]]] = {
+    "bind": (Bind, "source", ("writable", "missing_ok")),
+    "overlay": (Overlay, "source", ("size", "inodes")),
+    "tmpfs": (Tmpfs, "size", ("inodes", "mode")),
+    "directory": (Directory, "", ("mode",)),
+    "symlink": (Symlink, "target", ()),
+    "file": (File, "data", ("mode",)),
+    "proc": (Proc, "", ()),
+    "devices": (Devices, "", ("shm",)),
+}
+
+
+def _entry(path: str, table: Any, directory: str) -> Entry:
+    kinds = _KINDS.keys() & table.keys() if isinstance(table, dict) else set()
+    if len(kinds) != 1:
+        raise ValueError(f"files: {path!r} must be a table with one of {', '.join(_KINDS)}")
+    kind = kinds.pop()
+    make, main, others = _KINDS[kind]
+    _choose(f"files: {path!r}", table, [kind, *others])
+    value = table[kind]
+    options = {name: table[name] for name in others if name in table}
+    for name in ("size", "shm"):
+        if name in options:
+            options[name] = parse_size(options[name])
+    if main == "source":
+        value = os.path.join(directory, value)
+    elif main == "size" and value is not True:
+        value = parse_size(value)
+    elif main == "data":
+        value = value.encode()
+    if not main or (main == "size" and value is True):
+        if value is not True:
+            raise ValueError(f"files: {path!r}: {kind} must be true, not {value!r}")
+        return make(**options)
+    return make(**{main: value}, **options)

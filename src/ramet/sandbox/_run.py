@@ -1,0 +1,356 @@
+"""Run: a program in a sandbox, from its start to the verdict."""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from signal import SIGKILL, SIGXCPU
+from typing import Any, NamedTuple
+
+from ramet import _native
+from ramet._child import Child, ExitStatus
+from ramet._native import Descriptor
+from ramet._program import Code, begin, program_flags
+from ramet._spawn import File, check_args
+from ramet._steps import Path
+from ramet.sandbox import _tree
+from ramet.sandbox._cgroup import Group
+from ramet.sandbox._plan import Plan, outside_ids
+from ramet.sandbox._policy import Policy
+from ramet.sandbox._verdict import Reason, Verdict, planned
+from ramet.sandbox._watch import Input, Output, Watch
+
+# struct ramet_init_record, src/native/init.h
+_RECORD = struct.Struct("=20q")
+_ENDED = 1
+_MICROSECONDS = 1e6
+
+
+class Started(NamedTuple):
+    """A program that was started in a sandbox.
+
+    Attributes:
+        child: the first process.
+        report: where it tells of the program.
+        group: its cgroup.
+    """
+
+    child: Child
+    report: Descriptor
+    group: Group | None
+
+
+def start(
+    policy: Policy, plan: Plan, args: Sequence[Path], descriptors: Mapping[int, int]
+) -> Started:
+    """Start a program in a sandbox.
+
+    Args:
+        policy: the policy.
+        plan: what it was compiled to, for these descriptors.
+        args: the program and its arguments.
+        descriptors: ours, by the numbers in the sandbox.
+
+    Raises:
+        ChildError: a step failed.
+        OSError: the kernel refuses the child, or its ids, or its cgroup.
+    """
+    maps = outside_ids(policy)
+    report = Descriptor.memory(b"ramet-report")
+    parent = Descriptor.this_process()
+    values = {f"fd{number}": ours for number, ours in descriptors.items()}
+    values |= {"report": report.number, "parent": parent.number}
+    if maps.by_parent:
+        values["gate"] = maps.number
+    argv = _native.strings([*plan.init_args, *args])
+    values["argv"] = _native.bytes_address(argv)
+    group = None if plan.group is None else Group(plan.group, plan.settings)
+    try:
+        flags = program_flags(plan.flags, suspends=not maps.by_parent)
+        cgroup = None if group is None else group.descriptor.number
+        code = plan.program._filled(values)
+        child = begin(Code(code.structures, (code, argv)), flags, cgroup=cgroup)
+        child._kill = child._quiet = True
+        if maps.by_parent:
+            maps.write(child)
+        plan.program._finish(child, None, suspended=not maps.by_parent)
+        child._kill = child._quiet = True
+    except BaseException:
+        if group is not None:
+            group.close()
+        raise
+    return Started(child, report, group)
+
+
+class Record(NamedTuple):
+    """What the first process has told of the program.
+
+    Attributes:
+        error: the errno for which it could not be started, or 0.
+        status: how it ended, None if it could not be started.
+    """
+
+    error: int
+    status: ExitStatus | None
+
+
+def read_record(report: Descriptor) -> Record | None:
+    """Read what the first process has told; None if it was killed before."""
+    data = os.pread(report.number, 16 * _RECORD.size, 0)
+    record = None
+    for offset in range(0, len(data) - _RECORD.size + 1, _RECORD.size):
+        kind, value, *rusage = _RECORD.unpack_from(data, offset)
+        if kind != _ENDED:
+            return Record(value, None)
+        raw = struct.pack("=18q", *rusage)
+        if os.WIFEXITED(value):
+            status = ExitStatus(os.CLD_EXITED, os.WEXITSTATUS(value), raw)
+        else:
+            code = os.CLD_DUMPED if os.WCOREDUMP(value) else os.CLD_KILLED
+            status = ExitStatus(code, os.WTERMSIG(value), raw)
+        record = Record(0, status)
+    return record
+
+
+def number_of(file: File) -> int:
+    """Give the number of a descriptor that a program is to have.
+
+    Raises:
+        ValueError: it is a directory: that would lead out of the sandbox.
+        OSError: it is none.
+    """
+    number = file if isinstance(file, int) else file.fileno()
+    if stat.S_ISDIR(os.fstat(number).st_mode):
+        raise ValueError(f"descriptor {number} is a directory, which leads out of the sandbox")
+    return number
+
+
+class Ends(NamedTuple):
+    """The standard streams of a program: its ends, and ours."""
+
+    descriptors: dict[int, int]
+    source: Input | None
+    outputs: dict[int, Output]
+
+
+def open_streams(
+    stack: ExitStack, given: Mapping[int, File | None], data: bytes
+) -> tuple[Ends, list[Descriptor]]:
+    """Make pipes for the streams that were not given.
+
+    Args:
+        stack: closes them.
+        given: descriptors by the numbers in the sandbox; None makes a pipe for 0, 1 and 2.
+        data: what is read from 0.
+
+    Returns:
+        All of it, and what is to be closed once the program has been started.
+    """
+    descriptors: dict[int, int] = {}
+    outputs: dict[int, Output] = {}
+    source = None
+    theirs = []
+    for number, file in given.items():
+        if file is not None:
+            descriptors[number] = number_of(file)
+            continue
+        reader, writer = Descriptor.pipe()
+        stack.callback(reader.close)
+        stack.callback(writer.close)
+        if number == 0:
+            descriptors[0] = reader.number
+            theirs.append(reader)
+            source = Input(writer, data)
+        else:
+            descriptors[number] = writer.number
+            theirs.append(writer)
+            outputs[number] = Output(reader)
+    return Ends(descriptors, source, outputs), theirs
+
+
+def run(
+    policy: Policy,
+    plan_for: Callable[[tuple[int, ...]], Plan],
+    args: Sequence[Path],
+    *,
+    data: bytes = b"",
+    streams: Mapping[int, File | None],
+    timeout: float | None,
+    cancel: int | None = None,
+) -> Verdict:
+    """Run a program in a sandbox, and wait for it.
+
+    Args:
+        policy: the policy.
+        plan_for: gives the plan for descriptors beside 0, 1 and 2.
+        args: the program and its arguments.
+        data: what it reads, where its standard input was not given.
+        streams: as of `open_streams`.
+        timeout: seconds, None for ever.
+        cancel: as of `Watch`.
+    """
+    args = list(check_args(args))
+    if not args:
+        raise ValueError("args must have the program's name at least")
+    plan = plan_for(tuple(number for number in streams if number > 2))
+    with ExitStack() as stack:
+        ends, theirs = open_streams(stack, streams, data)
+        begun = time.monotonic()
+        try:
+            started = start(policy, plan, args, ends.descriptors)
+        except OSError as error:
+            return failed(plan, str(error), time.monotonic() - begun)
+        if started.group is not None:
+            stack.callback(started.group.close)
+        child = started.child
+        stack.callback(child.close)
+        stack.callback(_end, started)
+        for each in theirs:
+            each.close()
+        watched = Watched(policy, plan.sampled, child, started.group)
+        reason = Watch(
+            child,
+            ends.outputs.values(),
+            ends.source,
+            deadline=None if timeout is None else begun + timeout,
+            room=policy.output_size,
+            examine=watched.examine if plan.sampled else None,
+            on_kill=watched.look,
+            cancel=cancel,
+        ).run()
+        status = child.wait()
+        wall = time.monotonic() - begun
+        record = read_record(started.report)
+        if record is not None and record.status is None:
+            text = f"execve({os.fsdecode(args[0])!r}, ...) failed: {os.strerror(record.error)}"
+            return failed(plan, text, wall)
+        told = None if record is None else record.status
+        return watched.verdict(reason, told or status, told is not None, wall, ends, plan)
+
+
+def failed(plan: Plan, error: str, wall: float) -> Verdict:
+    """Make the verdict for what was not started."""
+    return Verdict(
+        reason="start_failed", error=error, wall_time=wall, receipt=planned(plan.receipt)
+    )
+
+
+def _end(started: Started) -> None:
+    """End what still runs: there was an exception."""
+    if started.child._status is None:
+        started.child.kill()
+        started.child.wait()
+
+
+class Watched:
+    """What is known of a sandbox while it runs."""
+
+    def __init__(
+        self, policy: Policy, sampled: frozenset[str], child: Child, group: Group | None
+    ) -> None:
+        self._policy = policy
+        self._sampled = sampled
+        self._child = child
+        self._group = group
+        self._found = _tree.Sample()
+
+    def examine(self) -> str | None:
+        """Say which limit was passed, if one was."""
+        policy = self._policy
+        if self._group is not None:
+            used = (self._group.number("cpu.stat", "usage_usec") or 0) / _MICROSECONDS
+        else:
+            found = self._sample()
+            used = found.user_time + found.system_time
+            if "memory" in self._sampled and found.memory > (policy.memory or 0):
+                return "memory"
+        if policy.cpu_time is not None and used > policy.cpu_time:
+            return "cpu"
+        return None
+
+    def look(self) -> None:
+        """Find out what is not known any more once it was killed."""
+        if self._group is None and _tree.is_visible():
+            self._sample()
+
+    def _sample(self) -> _tree.Sample:
+        """Look at the processes; what was found before is not less."""
+        found = _tree.sample(self._child.pid)
+        self._found = _tree.Sample(*map(max, found, self._found))
+        return found
+
+    def verdict(
+        self,
+        reason: str | None,
+        status: ExitStatus,
+        is_program: bool,
+        wall: float,
+        ends: Ends,
+        plan: Plan,
+        **more: Any,
+    ) -> Verdict:
+        """Put together what became of it.
+
+        Args:
+            reason: why it was killed, if it was.
+            status: how it ended.
+            is_program: that is about the program, and not about the first process.
+            wall: seconds that it took.
+            ends: its streams.
+            plan: what it was started by.
+            more: what else is to be in the verdict.
+        """
+        usage = status.rusage
+        user, system = self._found.user_time, self._found.system_time
+        if usage is not None:
+            user, system = max(user, usage.ru_utime), max(system, usage.ru_stime)
+        peak, origin = self._peak(status, is_program)
+        if self._group is not None:
+            times = [self._group.number("cpu.stat", f"{kind}_usec") for kind in ("user", "system")]
+            if None not in times:
+                user, system = (time_ / _MICROSECONDS for time_ in times if time_ is not None)
+        empty = (b"", False)
+        kept = {n: (bytes(out.data), out.truncated) for n, out in ends.outputs.items()}
+        (out, out_cut), (err, err_cut) = kept.get(1, empty), kept.get(2, empty)
+        return Verdict(
+            reason=self._reason(reason, status, user + system),
+            exit_code=status.code if reason is None else None,
+            signal=status.signal if reason is None else int(SIGKILL),
+            wall_time=wall,
+            user_time=user,
+            system_time=system,
+            peak_memory=peak,
+            peak_memory_source=origin,
+            stdout=out,
+            stderr=err,
+            stdout_truncated=out_cut,
+            stderr_truncated=err_cut,
+            receipt=plan.receipt,
+            **more,
+        )
+
+    def _reason(self, killed: str | None, status: ExitStatus, used: float) -> Reason:
+        if killed is not None:
+            return killed  # type: ignore[return-value] # watch and examine say these
+        if self._group is not None and self._group.number("memory.events", "oom_kill"):
+            return "memory"
+        limit = self._policy.cpu_time
+        if limit is not None and status.signal in {SIGXCPU, SIGKILL} and used >= limit:
+            return "cpu"
+        return "exited" if status.signal is None else "signalled"
+
+    def _peak(self, status: ExitStatus, is_program: bool) -> tuple[int | None, str]:
+        if self._group is not None:
+            peak = self._group.number("memory.peak")
+            if peak is not None:
+                return peak, "all of the sandbox: memory.peak of its cgroup"
+        if is_program and status.rusage is not None:
+            peak = status.rusage.ru_maxrss << 10
+            return peak, "the largest of the program and what it waited for: ru_maxrss"
+        if self._found.largest:
+            return self._found.largest, "the largest process: VmHWM, before it was killed"
+        return None, ""

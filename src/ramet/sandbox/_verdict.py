@@ -1,0 +1,145 @@
+"""Verdict and receipt: what became of a sandboxed program, and what it was held by. Data only."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+Reason = Literal[
+    "exited", "signalled", "timeout", "cpu", "memory", "output", "raised", "start_failed"
+]
+
+
+class Protection(NamedTuple):
+    """A line of a receipt.
+
+    Attributes:
+        name: what is protected, as `Sandbox` has it in `require` and `optional`.
+        requested: what the policy asks for.
+        state: ``"applied"``: the kernel does it; ``"degraded"``: it is done in part or not at all,
+            which the policy allows; ``"planned"``: the program was not started.
+        how: by what, or why not.
+    """
+
+    name: str
+    requested: str
+    state: Literal["applied", "degraded", "planned"]
+    how: str
+
+
+class ProtectionError(RuntimeError):
+    """A protection that a policy requires cannot be had here. Nothing was started.
+
+    Attributes:
+        name: which one.
+        reason: why not, and what can be done about it.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.name} cannot be enforced: {self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What became of a program in a sandbox.
+
+    Attributes:
+        reason: ``"exited"``; ``"signalled"``: a signal ended it; ``"timeout"``, ``"cpu"``,
+            ``"memory"``, ``"output"``: it was killed at that limit; ``"raised"``: a Python function
+            or source raised an exception; ``"start_failed"``: it was never run, see `error`.
+        exit_code: 0 to 255, None if it did not exit.
+        signal: the number of the signal that ended it, else None.
+        error: what failed, for ``"start_failed"`` (the step, with its system call) and
+            ``"raised"`` (the traceback); else None.
+        wall_time: seconds from the start to the end.
+        user_time: seconds of processor time in programs.
+        system_time: seconds of processor time in the kernel.
+        peak_memory: bytes that it used at most; None if that is not known.
+        peak_memory_source: what that is about, and who says so.
+        stdout: what it wrote, as far as that was kept.
+        stderr: the same.
+        stdout_truncated: there was more than the limit.
+        stderr_truncated: the same.
+        value: what a Python function or source returned; else None.
+        receipt: each protection.
+    """
+
+    reason: Reason
+    exit_code: int | None = None
+    signal: int | None = None
+    error: str | None = None
+    wall_time: float = 0.0
+    user_time: float = 0.0
+    system_time: float = 0.0
+    peak_memory: int | None = None
+    peak_memory_source: str = ""
+    stdout: bytes = b""
+    stderr: bytes = b""
+    stdout_truncated: bool = False
+    stderr_truncated: bool = False
+    value: Any = None
+    receipt: tuple[Protection, ...] = field(default=(), repr=False)
+
+    @property
+    def ok(self) -> bool:
+        """Whether it exited with 0."""
+        return self.reason == "exited" and self.exit_code == 0
+
+    @property
+    def shell_status(self) -> int:
+        """The exit status that a shell would give.
+
+        The exit code; 128 and the signal's number; 124 as timeout(1) for what was killed at a
+        limit; 126 for what could not be started.
+        """
+        if self.reason in {"timeout", "cpu", "memory", "output"}:
+            return 124
+        if self.exit_code is not None:
+            return self.exit_code
+        return 126 if self.signal is None else 128 + self.signal
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """Render as JSON.
+
+        Output that is no UTF-8 becomes an object with a key ``base64``; so does a value, in part,
+        that JSON does not have.
+
+        Args:
+            indent: as of json.dumps.
+        """
+        content = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        content["stdout"], content["stderr"] = _text(self.stdout), _text(self.stderr)
+        content["receipt"] = [line._asdict() for line in self.receipt]
+        return json.dumps(content, indent=indent, default=_plain)
+
+
+def _text(data: bytes) -> str | dict[str, str]:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(data).decode()}
+
+
+def _plain(value: object) -> object:
+    """Turn what JSON does not have into what it has."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        return {"base64": base64.b64encode(value).decode()}
+    if hasattr(value, "tolist"):  # an array
+        return value.tolist()
+    return repr(value)
+
+
+def planned(receipt: Iterable[Protection]) -> tuple[Protection, ...]:
+    """Mark the lines of a receipt as what was not come to."""
+    return tuple(line._replace(state="planned") for line in receipt)
