@@ -280,7 +280,13 @@ class Watched:
     def _sample(self) -> _tree.Sample:
         """Look at the processes; what was found before is not less."""
         found = _tree.sample(self._child.pid)
-        self._found = _tree.Sample(*map(max, found, self._found))
+        before = self._found
+        self._found = _tree.Sample(
+            max(before.memory, found.memory),
+            max(before.largest, found.largest),
+            max(before.user_time, found.user_time),
+            max(before.system_time, found.system_time),
+        )
         return found
 
     def verdict(
