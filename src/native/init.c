@@ -12,7 +12,11 @@
  * a child that shares its parent's memory inherits that parent's (setmax_mm_hiwater_rss,
  * fs/exec.c).
  *
- * REPORT gets records (init.h). Only this process has it: the program has no way to forge one,
+ * The program has the signals blocked that this was started with; but none if those were all, as
+ * is good for a caller that may send one at any moment.
+ *
+ * REPORT gets records (init.h); it should be a pipe, as whoever has the same ids, so the program,
+ * may set our limit for the size of files (check_prlimit_permission, kernel/sys.c). Only this process has it: the program has no way to forge one,
  * since it can neither open what belongs to a process that is not dumpable nor trace that
  * (ptrace_may_access, kernel/ptrace.c).
  *
@@ -36,6 +40,7 @@
 #define LONGEST_PATH 4096
 #define NOT_FOUND 127 /* as of a shell */
 #define TEN 10
+#define UNBLOCKABLE (1UL << (SIGKILL - 1) | 1UL << (SIGSTOP - 1))
 #define MOST_FDS 0x7fffffff
 
 void ramet_init(long *stack) __attribute__((noreturn));
@@ -230,6 +235,9 @@ void ramet_init(long *stack) {
     long signals = call(__NR_signalfd4, -1, (long)&all, sizeof all, O_CLOEXEC);
     long program = call(__NR_clone, SIGCHLD, 0, 0, 0);
     if (program == 0) {
+        if ((mask | UNBLOCKABLE) == all) {
+            mask = 0;
+        }
         run(argv + 3, env, report, mask);
     }
     if (program < 0 || signals < 0) {

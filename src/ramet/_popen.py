@@ -245,7 +245,7 @@ class Popen(subprocess.Popen[Any]):
             except (ChildProcessError, ValueError):
                 # Nobody knows how it ended; or the garbage collector has dropped the two of us
                 # together, and only we are back, in the list of the standard class.
-                self.returncode = 0 if _deadstate is None else _deadstate
+                self.returncode = self._code_of(None) if _deadstate is None else _deadstate
             else:
                 if status is not None:
                     self.returncode = self._code_of(status)
@@ -262,14 +262,14 @@ class Popen(subprocess.Popen[Any]):
             except TimeoutError:
                 raise TimeoutExpired(self.args, timeout) from None  # type: ignore[arg-type]
             except ChildProcessError:
-                self.returncode = 0
+                self.returncode = self._code_of(None)
             except ValueError:
                 if self.returncode is None:  # else another thread was quicker, and closed it
                     raise
         return self.returncode
 
-    def _code_of(self, status: ExitStatus) -> int:
-        return status.returncode
+    def _code_of(self, status: ExitStatus | None) -> int:
+        return 0 if status is None else status.returncode  # as the standard class has it
 
     def __del__(self) -> None:
         # That asks whether the child has ended: here we know.

@@ -200,12 +200,14 @@ class Program(Steps):
         tolerate: Iterable[int] = (),
         expect: int | None = None,
         or_next: bool = False,
+        unblocks: bool = True,
         spell: Callable[[int, object], str] | None = None,
         path: int | None = None,
     ) -> Result:
         """Add a step.
 
-        `spell` renders an argument, or leaves it; `path` is the one that may be at fault.
+        `spell` renders an argument, or leaves it; `path` is the one that may be at fault. Before an
+        exec the caller's signals are blocked and no others, unless `unblocks` is false: then all.
         """
         number = _ALLOWED.get(name)
         if number is None:
@@ -218,7 +220,7 @@ class Program(Steps):
             raise ValueError(f"a program has at most {_native.most_steps} steps")
         if name in _SPECIAL:
             self._flags |= _check_special(name, args)
-        flags = (_UNBLOCKS * (name in _EXECS)) | (_OR_NEXT * or_next)
+        flags = (_UNBLOCKS * (unblocks and name in _EXECS)) | (_OR_NEXT * or_next)
         flags |= _EXPECTS * (expect is not None)
         from_results = to_results = 0
         words = [number]

@@ -135,6 +135,7 @@ class Steps:
         tolerate: Iterable[int] = (),
         expect: int | None = None,
         or_next: bool = False,
+        unblocks: bool = True,
         spell: Callable[[int, object], str] | None = None,
         path: int | None = None,
     ) -> Result:

@@ -336,7 +336,10 @@ def make_plan(policy: Policy, targets: tuple[int, ...] = ()) -> Plan:
     for each in filters:
         program.seccomp(each)
     env = Environment(env_strings(policy.env))
-    program.syscall("execveat", init, "", Parameter("argv"), env, _names.AT_EMPTY_PATH)
+    # The first process would ignore a signal that comes before it has blocked it: what has its
+    # default action does not end the init of a namespace (sig_task_ignored, kernel/signal.c).
+    exec_ = (init, "", Parameter("argv"), env, _names.AT_EMPTY_PATH)
+    program._add("execveat", exec_, unblocks=False)
     args = (_INIT_NAME, str(report), str(parent))
     group, settings, sampled, _ = limits
     lines = tuple(receipt.lines)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from signal import SIGKILL
 from typing import Any
 
 from ramet._child import ExitStatus
 from ramet._popen import Popen
-from ramet.sandbox._run import Started, number_of, read_record
+from ramet.sandbox._run import Started, number_of
 
 _INHERITED = -1
 Start = Callable[[list[Any], Mapping[int, int]], Started]
@@ -51,7 +52,8 @@ class SandboxedPopen(Popen):
         sys.audit("subprocess.Popen", argv[0], argv, None, None)
         given = enumerate((p2cread, c2pwrite, errwrite))
         descriptors = {i: i if fd == _INHERITED else fd for i, fd in given}
-        descriptors |= {fd: number_of(fd) for fd in pass_fds}
+        descriptors |= {fd: fd for fd in pass_fds}
+        descriptors = {i: number_of(fd) for i, fd in descriptors.items()}
         self._started = self._begin(argv, descriptors)
         self._child = self._started.child
         self._child._quiet, self._child._kill = True, False  # we warn
@@ -61,13 +63,13 @@ class SandboxedPopen(Popen):
             p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite
         )
 
-    def _code_of(self, status: ExitStatus) -> int:
+    def _code_of(self, status: ExitStatus | None) -> int:
         assert self._started is not None  # noqa: S101 - for types
-        record = read_record(self._started.report)
+        record = self._started.report.read()
         if self._started.group is not None:
             self._started.group.close()
-        if record is None:
-            return status.returncode
+        if record is None:  # it was killed before the program had ended
+            return -SIGKILL if status is None else status.returncode or _NOT_FOUND
         return _NOT_FOUND if record.status is None else record.status.returncode
 
 

@@ -7,7 +7,7 @@ import stat
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from signal import SIGKILL, SIGXCPU
 from typing import Any, NamedTuple
 
@@ -30,17 +30,54 @@ _ENDED = 1
 _MICROSECONDS = 1e6
 
 
+class Record(NamedTuple):
+    """What the first process has told of the program.
+
+    Attributes:
+        error: the errno for which it could not be started, or 0.
+        status: how it ended, None if it could not be started.
+    """
+
+    error: int
+    status: ExitStatus | None
+
+
+class Report:
+    """A pipe in which the first process tells what became of the program."""
+
+    def __init__(self, reader: Descriptor) -> None:
+        self._reader = reader
+        self._data = bytearray(_RECORD.size)
+        os.set_blocking(reader.number, False)
+
+    def read(self) -> Record | None:
+        """Read what was told first; None if it was killed before. Again: the same again."""
+        # Into what we have: so nothing is lost if this is interrupted, or done by two threads.
+        with suppress(BlockingIOError):  # a fork of ours has the other end as well
+            os.readv(self._reader.number, [self._data])
+        kind, value, *rusage = _RECORD.unpack(self._data)
+        if kind == 0:
+            return None
+        if kind != _ENDED:
+            return Record(value, None)
+        raw = struct.pack("=18q", *rusage)
+        if os.WIFEXITED(value):
+            return Record(0, ExitStatus(os.CLD_EXITED, os.WEXITSTATUS(value), raw))
+        code = os.CLD_DUMPED if os.WCOREDUMP(value) else os.CLD_KILLED
+        return Record(0, ExitStatus(code, os.WTERMSIG(value), raw))
+
+
 class Started(NamedTuple):
     """A program that was started in a sandbox.
 
     Attributes:
         child: the first process.
-        report: where it tells of the program.
+        report: what it tells of the program.
         group: its cgroup.
     """
 
     child: Child
-    report: Descriptor
+    report: Report
     group: Group | None
 
 
@@ -60,60 +97,32 @@ def start(
         OSError: the kernel refuses the child, or its ids, or its cgroup.
     """
     maps = outside_ids(policy)
-    report = Descriptor.memory(b"ramet-report")
+    reader, teller = Descriptor.pipe()
+    report = Report(reader)
     parent = Descriptor.this_process()
     values = {f"fd{number}": ours for number, ours in descriptors.items()}
-    values |= {"report": report.number, "parent": parent.number}
+    values |= {"report": teller.number, "parent": parent.number}
     if maps.by_parent:
         values["gate"] = maps.number
     argv = _native.strings([*plan.init_args, *args])
     values["argv"] = _native.bytes_address(argv)
     group = None if plan.group is None else Group(plan.group, plan.settings)
     try:
-        flags = program_flags(plan.flags, suspends=not maps.by_parent)
+        # Not one that suspends us: what interrupts that would come before anybody has the child.
+        flags = program_flags(plan.flags, suspends=False)
         cgroup = None if group is None else group.descriptor.number
         code = plan.program._filled(values)
         child = begin(Code(code.structures, (code, argv)), flags, cgroup=cgroup)
-        child._kill = child._quiet = True
+        child._quiet = True
         if maps.by_parent:
             maps.write(child)
-        plan.program._finish(child, None, suspended=not maps.by_parent)
+        plan.program._finish(child, None, suspended=False)
         child._kill = child._quiet = True
     except BaseException:
         if group is not None:
             group.close()
         raise
     return Started(child, report, group)
-
-
-class Record(NamedTuple):
-    """What the first process has told of the program.
-
-    Attributes:
-        error: the errno for which it could not be started, or 0.
-        status: how it ended, None if it could not be started.
-    """
-
-    error: int
-    status: ExitStatus | None
-
-
-def read_record(report: Descriptor) -> Record | None:
-    """Read what the first process has told; None if it was killed before."""
-    data = os.pread(report.number, 16 * _RECORD.size, 0)
-    record = None
-    for offset in range(0, len(data) - _RECORD.size + 1, _RECORD.size):
-        kind, value, *rusage = _RECORD.unpack_from(data, offset)
-        if kind != _ENDED:
-            return Record(value, None)
-        raw = struct.pack("=18q", *rusage)
-        if os.WIFEXITED(value):
-            status = ExitStatus(os.CLD_EXITED, os.WEXITSTATUS(value), raw)
-        else:
-            code = os.CLD_DUMPED if os.WCOREDUMP(value) else os.CLD_KILLED
-            status = ExitStatus(code, os.WTERMSIG(value), raw)
-        record = Record(0, status)
-    return record
 
 
 def number_of(file: File) -> int:
@@ -222,14 +231,24 @@ def run(
             on_kill=watched.look,
             cancel=cancel,
         ).run()
-        status = child.wait()
+        status = _wait(child)
         wall = time.monotonic() - begun
-        record = read_record(started.report)
+        record = started.report.read()
         if record is not None and record.status is None:
             text = f"execve({os.fsdecode(args[0])!r}, ...) failed: {os.strerror(record.error)}"
             return failed(plan, text, wall)
+        if record is None and status.signal is None:
+            return failed(plan, f"the first process {status._words()} and told nothing", wall)
         told = None if record is None else record.status
         return watched.verdict(reason, told or status, told is not None, wall, ends, plan)
+
+
+def _wait(child: Child) -> ExitStatus:
+    """Wait for the first process. It was killed if nobody tells how it ended."""
+    try:
+        return child.wait()
+    except ChildProcessError:  # SIGCHLD is ignored, or another wait was quicker
+        return ExitStatus(os.CLD_KILLED, SIGKILL)
 
 
 def failed(plan: Plan, error: str, wall: float) -> Verdict:
@@ -243,7 +262,7 @@ def _end(started: Started) -> None:
     """End what still runs: there was an exception."""
     if started.child._status is None:
         started.child.kill()
-        started.child.wait()
+        _wait(started.child)
 
 
 class Watched:
