@@ -66,7 +66,8 @@ def _walk(first: int) -> Iterator[int]:
 
 
 def _status(pid: int | str) -> dict[str, str]:
-    with open(f"/proc/{pid}/status") as file:
+    # Its name is any bytes that the process likes (proc_task_name, fs/proc/array.c).
+    with open(f"/proc/{pid}/status", encoding="latin-1", newline="\n") as file:
         return {name: value for name, _, value in (line.partition(":") for line in file)}
 
 

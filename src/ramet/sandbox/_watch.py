@@ -12,6 +12,7 @@ from ramet._native import Descriptor
 
 _CHUNK = 1 << 16
 _MILLISECONDS = 1000
+_LONGEST = 1 << 30
 _SAMPLES = 0.02  # seconds between two
 
 
@@ -136,8 +137,9 @@ class Watch:
         times += [] if self._examine is None else [self._next_look]
         if not times:
             return None
-        # poll counts in whole milliseconds: a little later, not over and over.
-        return max(min(times) - time.monotonic(), 0) * _MILLISECONDS + 1
+        # poll counts in whole milliseconds, of which it takes an int: a little later, not over and
+        # over; and once in a while where it is far away.
+        return min(max(min(times) - time.monotonic(), 0) * _MILLISECONDS + 1, _LONGEST)
 
     def _take(self, number: int) -> None:
         """Read from an output."""
