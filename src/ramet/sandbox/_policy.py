@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, Literal, Self
 
 from ramet._spawn import IdMap
-from ramet._steps import capability, check_id
+from ramet._steps import Filter, capability, check_id
 from ramet.sandbox._presets import basic_files, network_files, python_files, system_files
 from ramet.sandbox._root import (
     Bind,
@@ -43,6 +43,8 @@ OPTIONAL = frozenset(
 """Protections that can be missing; without the others there is no sandbox."""
 
 _LONGEST_HOSTNAME = 64
+_SWITCHES = ("system", "python", "seccomp", "landlock")
+_MOST = 1 << 32  # seconds, and processors
 _NEEDED = frozenset(("execve", "execveat", "exit", "exit_group"))  # by what starts the program
 _LIMITS = {
     name.removeprefix("RLIMIT_").lower(): getattr(resource, name)
@@ -104,13 +106,23 @@ class Policy:
         for name in ("share", "capabilities", "allow_syscalls", "deny_syscalls", "optional"):
             set_(self, name, _names(name, getattr(self, name)))
         set_(self, "preload", tuple(_strings("preload", self.preload)))
-        set_(self, "seccomp_filters", tuple(bytes(each) for each in self.seccomp_filters))
+        filters = tuple(bytes(memoryview(each)) for each in self.seccomp_filters)
+        set_(self, "seccomp_filters", filters)
+        for each in filters:
+            Filter(each)  # checks it
         if self.require is not None:
             set_(self, "require", _names("require", self.require))
+        if self.cgroup is not None:
+            os.fspath(self.cgroup)
+        for name in _SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be true or false, not {getattr(self, name)!r}")
         self._check_names()
         self._check_numbers()
+        self._check_limits()
         self._check_ids()
-        normalize(self.cwd if self.cwd != "/" else "/.cwd")
+        if self.cwd != "/":
+            normalize(self.cwd)
         set_(self, "entries", self._entries())
 
     def _check_names(self) -> None:
@@ -131,6 +143,8 @@ class Policy:
         if self.require is not None:
             _choose("require", self.require, OPTIONAL)
         name = self.hostname
+        if not isinstance(name, str):
+            raise TypeError(f"hostname must be a string, not {name!r}")
         if not name or len(os.fsencode(name)) > _LONGEST_HOSTNAME or "\0" in name or "\n" in name:
             raise ValueError(f"hostname must have 1 to {_LONGEST_HOSTNAME} bytes: {name!r}")
         for key, value in self.env.items():
@@ -155,10 +169,12 @@ class Policy:
                 continue
             if not isinstance(value, int | float) or isinstance(value, bool):
                 raise TypeError(f"{name} must be a number, not {value!r}")
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a positive number: {value}")
+            if not 0 < value < _MOST:
+                raise ValueError(f"{name} must be a positive number, and not above 2**32: {value}")
         if self.swap is not None and self.memory is None:
             raise ValueError("swap is for what does not fit into memory, which has no limit")
+
+    def _check_limits(self) -> None:
         for name, both in self.rlimits.items():
             _choose("rlimits", [name], _LIMITS)
             if name in _OF_FIELDS:
@@ -166,9 +182,17 @@ class Policy:
             numbers = [both] if isinstance(both, int) else list(both)
             if len(numbers) not in {1, 2} or not all(isinstance(each, int) for each in numbers):
                 raise TypeError(f"rlimits[{name!r}] must be a limit, or soft and hard: {both!r}")
+            if not all(-1 <= each < 1 << 64 for each in numbers):
+                raise ValueError(f"rlimits[{name!r}] must be -1 (none) or more: {both!r}")
+            # -1 is the greatest number.
+            if numbers[0] % (1 << 64) > numbers[-1] % (1 << 64):
+                raise ValueError(f"rlimits[{name!r}] must not be above the hard limit: {both!r}")
 
     def _check_ids(self) -> None:
-        for id_ in (self.uid, self.gid):
+        for name in ("uid", "gid"):
+            id_ = getattr(self, name)
+            if not isinstance(id_, int) or isinstance(id_, bool):
+                raise TypeError(f"{name} must be a number, not {id_!r}")
             check_id(id_)
         for name, id_ in (("uid_map", self.uid), ("gid_map", self.gid)):
             given = getattr(self, name)
@@ -178,6 +202,8 @@ class Policy:
                 given = tuple((int(a), int(b), int(count)) for a, b, count in given)
                 object.__setattr__(self, name, given)
             lines = [(given, 0, 1)] if isinstance(given, int) else given
+            if any(min(line) < 0 or max(line) >= 1 << 32 for line in lines):
+                raise ValueError(f"{name} has ids that there are not: {given}")
             if not any(first <= id_ < first + count for first, _, count in lines):
                 raise ValueError(f"{name} must have {id_} in it: {given}")
 
@@ -249,12 +275,13 @@ class Policy:
             ValueError: it is no TOML, or says what there is not.
             TypeError: a value of a wrong kind.
         """
-        with open(path, "rb") as file:
-            content = tomllib.load(file)
+        text = _read(path)
         try:
+            content = tomllib.loads(text.decode())
             return cls(**_from_toml(content, os.path.dirname(os.path.abspath(path))))
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{os.fspath(path)}: {error}") from None
+        except (TypeError, ValueError) as error:  # not of its own class: some want more arguments
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{os.fspath(path)}: {error}") from None
 
 
 _FIELDS = tuple(each.name for each in dataclasses.fields(Policy) if each.init)
@@ -291,7 +318,7 @@ def _choose(name: str, given: Iterable[str], known: Iterable[str]) -> None:
 # --- TOML -----------------------------------------------------------------------------------------
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]+)(?:\.([0-9]+))?\s*(?:([kmgt])i?)?b?", re.IGNORECASE)
 _SIZES = ("memory", "swap", "output_size", "file_size")
 
 
@@ -300,18 +327,27 @@ def parse_size(text: str | int) -> int:
 
     Raises:
         ValueError: it is no size.
+        TypeError: it is neither text nor a whole number.
     """
     if isinstance(text, int):
         return text
+    if not isinstance(text, str):
+        raise TypeError(f"a size is a whole number, or text such as '64M', not {text!r}")
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"a size is a number with K, M, G or T: {text!r}")
-    number, unit = match.groups()
-    return round(float(number) * _UNITS[unit.lower()]) if unit else int(float(number))
+    whole, part, unit = match[1], match[2] or "", (match[3] or "").lower()
+    bytes_, left = divmod(int(whole + part) * _UNITS[unit], int("1" + "0" * len(part)))
+    if left and not unit:
+        raise ValueError(f"there are no parts of bytes: {text!r}")
+    return bytes_
 
 
 def _from_toml(content: dict[str, Any], directory: str) -> dict[str, Any]:
     _choose("the policy", content, _FIELDS)
+    for name in ("files", "env", "rlimits"):
+        if not isinstance(content.get(name, {}), dict):
+            raise TypeError(f"{name} must be a table, not {content[name]!r}")
     found = dict(content)
     for name in _SIZES:
         if name in found:
@@ -325,9 +361,10 @@ def _from_toml(content: dict[str, Any], directory: str) -> dict[str, Any]:
             for name, both in found["rlimits"].items()
         }
     if "seccomp_filters" in found:
-        found["seccomp_filters"] = [
-            _read(os.path.join(directory, name)) for name in found["seccomp_filters"]
-        ]
+        names = _strings("seccomp_filters", found["seccomp_filters"])
+        found["seccomp_filters"] = [_read(os.path.join(directory, name)) for name in names]
+    if "cgroup" in found:
+        found["cgroup"] = os.path.join(directory, found["cgroup"])
     if "files" in found:
         found["files"] = {
             path: _entry(path, table, directory) for path, table in found["files"].items()
@@ -335,7 +372,7 @@ def _from_toml(content: dict[str, Any], directory: str) -> dict[str, Any]:
     return found
 
 
-def _read(path: str) -> bytes:
+def _read(path: str | os.PathLike[str]) -> bytes:
     with open(path, "rb") as file:
         return file.read()
 
@@ -369,6 +406,8 @@ def _entry(path: str, table: Any, directory: str) -> Entry:
     elif main == "size" and value is not True:
         value = parse_size(value)
     elif main == "data":
+        if not isinstance(value, str):
+            raise TypeError(f"files: {path!r}: file must be its text, not {value!r}")
         value = value.encode()
     if not main or (main == "size" and value is True):
         if value is not True:

@@ -13,6 +13,7 @@ import os
 import posixpath
 import struct
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ramet import _names
@@ -48,7 +49,8 @@ _LINKS_OF_DEVICES = {
 }
 
 
-class Bind(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Bind:
     """A file or directory of ours, with all that is mounted in it.
 
     Attributes:
@@ -63,7 +65,8 @@ class Bind(NamedTuple):
     missing_ok: bool = False
 
 
-class Overlay(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Overlay:
     """A directory of ours that seems to be writable: changes are in memory, and thrown away.
 
     Attributes:
@@ -77,7 +80,8 @@ class Overlay(NamedTuple):
     inodes: int = 10_000
 
 
-class Tmpfs(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Tmpfs:
     """An empty directory in memory, which may be written to.
 
     Attributes:
@@ -91,7 +95,8 @@ class Tmpfs(NamedTuple):
     mode: int = 0o755
 
 
-class Directory(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Directory:
     """An empty directory, which cannot be written to unless it is in a tmpfs.
 
     Attributes:
@@ -101,7 +106,8 @@ class Directory(NamedTuple):
     mode: int = 0o755
 
 
-class Symlink(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Symlink:
     """A symbolic link.
 
     Attributes:
@@ -111,7 +117,8 @@ class Symlink(NamedTuple):
     target: str
 
 
-class File(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class File:
     """A file made of bytes.
 
     Attributes:
@@ -123,11 +130,13 @@ class File(NamedTuple):
     mode: int = 0o444
 
 
-class Proc(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Proc:
     """The processes of the sandbox: proc(5), read-only."""
 
 
-class Devices(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Devices:
     """A minimal /dev: null, zero, full, random, urandom, tty, terminals and shared memory.
 
     Attributes:
@@ -227,13 +236,13 @@ def _check_entry(path: str, entry: Entry) -> Checked | None:
         raise TypeError(f"{path!r} must be a Bind, Tmpfs or the like, not {entry!r}")
     for name in _SIZES:
         size = getattr(entry, name, 1)
-        if not isinstance(size, int) or not 0 < size < 1 << 63:
+        if not isinstance(size, int) or isinstance(size, bool) or not 0 < size < 1 << 63:
             raise ValueError(f"{path!r}: {name} must be a positive number: {size!r}")
     mode = getattr(entry, "mode", 0)
     if not isinstance(mode, int) or not 0 <= mode <= _HIGHEST_MODE:
         raise ValueError(f"{path!r}: mode must be permissions, and no more than 0o1777: {mode!r}")
     if isinstance(entry, File):
-        return entry._replace(data=bytes(memoryview(entry.data)))
+        return replace(entry, data=bytes(memoryview(entry.data)))
     if isinstance(entry, Symlink):
         if not entry.target or "\0" in entry.target:
             raise ValueError(f"{path!r}: a symbolic link leads somewhere: {entry.target!r}")
@@ -242,7 +251,7 @@ def _check_entry(path: str, entry: Entry) -> Checked | None:
         source = os.path.realpath(entry.source, strict=True)
         if not os.path.isdir(source):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), source)
-        return entry._replace(source=source)
+        return replace(entry, source=source)
     if isinstance(entry, Bind):
         try:
             source = os.path.realpath(entry.source, strict=True)
@@ -352,7 +361,8 @@ class _Tree:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
             file = program.open(name, flags, 0o600, dir_fd=where)
             if entry.data:
-                program.write(file, entry.data)
+                size = len(entry.data)
+                program._add("write", (file, entry.data, size), expect=size, spell=_hide)
             program.syscall("fchmod", file, entry.mode)
             program.close(file)
         elif isinstance(entry, Source):
@@ -456,6 +466,11 @@ def writable_paths(entries: Mapping[str, Checked]) -> dict[str, bool]:
         elif isinstance(entry, Devices):
             found |= {f"/{path}/pts": False, f"/{path}/shm": False}
     return found
+
+
+def _hide(_: int, arg: object) -> str:
+    """Render what is written: it may be a secret."""
+    return f"<{len(arg)} bytes>" if isinstance(arg, bytes) else ""
 
 
 def _openat2(program: Program, directory: int | Result, path: str, how: bytes) -> Result:
