@@ -15,6 +15,7 @@ from contextlib import suppress
 
 from ramet._native import Descriptor
 
+_OF_SWAP = "memory.swap.max"
 _PERIOD = 100_000  # microseconds, over which cpu.max counts
 _PATIENCE = 1000  # milliseconds that the end of what was killed may take
 
@@ -36,8 +37,9 @@ def find_parent(
     """
     wanted = set(controllers)
     if given is not None:
-        reason = _fault(os.fspath(given), wanted)
-        return (None, reason) if reason else (os.fspath(given), "")
+        directory = os.path.abspath(given)  # also when our working directory is another by then
+        reason = _fault(directory, wanted)
+        return (None, reason) if reason else (directory, "")
     mount, own = _mount_point(), _own_group()
     if mount is None or own is None:
         return None, "cgroup v2 is not mounted"
@@ -98,12 +100,16 @@ class Group:
             OSError: that is not allowed.
         """
         _sweep()
+        self._owner = os.getpid()
         self._path = os.path.join(parent, f"ramet-{os.getpid()}-{uuid.uuid4().hex[:12]}")
         os.mkdir(self._path)
         try:
             for name, value in settings.items():
-                with suppress(FileNotFoundError):  # swap, where there is none
+                try:
                     self._write(name, value)
+                except FileNotFoundError:
+                    if name != _OF_SWAP:  # where there is no swap
+                        raise
             self.descriptor = Descriptor.directory(os.fsencode(self._path))
         except BaseException:
             self.close()
@@ -148,7 +154,8 @@ class Group:
 
     def __del__(self) -> None:
         # What was started in it, and dropped, may run on.
-        if (path := getattr(self, "_path", None)) is not None:
+        path = getattr(self, "_path", None)
+        if path is not None and self._owner == os.getpid():  # no fork of ours
             _abandoned.add(path)
             _sweep()
 
@@ -191,7 +198,7 @@ def settings(
         found = {
             "memory.max": str(memory),
             "memory.oom.group": "1",
-            "memory.swap.max": str(swap or 0),
+            _OF_SWAP: str(swap or 0),
         }
     if processes is not None:
         found["pids.max"] = str(processes + 1)  # the sandbox's first process is not counted

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
+from threading import Lock
 from typing import Any
 
 from ramet._deadlines import check_timeout
@@ -210,17 +212,26 @@ class Sandbox(Policy):
         Raises:
             Exception: as `run`.
         """
-        gate = Descriptor.gate()
-        work = partial(self._run, args, input, timeout, stdin, stdout, stderr, fds, gate.number)
+        gate, turn = Descriptor.gate(), Lock()
+
+        def work() -> Verdict | None:
+            if not turn.acquire(blocking=False):  # it was cancelled before there was a thread
+                return None
+            return self._run(args, input, timeout, stdin, stdout, stderr, fds, gate.number)
+
         future = asyncio.get_running_loop().run_in_executor(None, work)
         try:
-            return await asyncio.shield(future)
+            verdict = await asyncio.shield(future)
         except asyncio.CancelledError:
-            os.eventfd_write(gate.number, 1)
-            await asyncio.wait([future])
+            if not turn.acquire(blocking=False):
+                os.eventfd_write(gate.number, 1)
+                while not future.done():
+                    with suppress(asyncio.CancelledError):  # again: there is no more to be done
+                        await asyncio.wait([future])
+                future.exception()  # nobody else asks for it
             raise
-        finally:
-            gate.close()
+        assert verdict is not None  # noqa: S101 - for types: this was not cancelled
+        return verdict
 
     def popen(
         self,
@@ -260,6 +271,9 @@ class Sandbox(Policy):
             ChildError: a step of the start failed.
             TypeError, ValueError, OSError: as `run`.
         """
+        args = list(check_args(args))
+        if not args:
+            raise ValueError("args must have the program's name at least")
         plan = self._plan(tuple(sorted(_more_fds({fd: fd for fd in pass_fds}))))
         unwatched = ["wall_time"] if self.wall_time is not None else []
         unwatched += sorted(plan.sampled - {"cpu_time"})
@@ -267,7 +281,7 @@ class Sandbox(Policy):
             raise ProtectionError(name, "nobody watches what popen starts; use run")
         return SandboxedPopen(
             partial(self._start, plan),
-            check_args(args),
+            args,
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
