@@ -15,10 +15,10 @@
  * The program has the signals blocked that this was started with; but none if those were all, as
  * is good for a caller that may send one at any moment.
  *
- * REPORT gets records (init.h); it should be a pipe, as whoever has the same ids, so the program,
- * may set our limit for the size of files (check_prlimit_permission, kernel/sys.c). Only this process has it: the program has no way to forge one,
- * since it can neither open what belongs to a process that is not dumpable nor trace that
- * (ptrace_may_access, kernel/ptrace.c).
+ * REPORT gets records (init.h). It should be a pipe: whoever has the same ids, so the program, may
+ * set our limit for the size of files (check_prlimit_permission, kernel/sys.c). Only this process
+ * has it: the program has no way to forge one, since it can neither open what belongs to a process
+ * that is not dumpable nor trace that (ptrace_may_access, kernel/ptrace.c).
  *
  * Without the C library: it starts in a few page faults, and runs in any root directory.
  */

@@ -72,7 +72,7 @@ class Sandbox(Policy):
         wall_time: seconds that a run may take.
         output_size: bytes that stdout and stderr together may have, where `run` keeps them.
         file_size: bytes that a file may have that is written to.
-        preload: modules that `call` and `python` have imported.
+        preload: modules for Python in the sandbox; nothing uses it yet.
         require: the protections that may not be missing; all others may.
         optional: the protections that may be missing, of ``network``, ``ipc``, ``uts``,
             ``cgroup_namespace``, ``seccomp``, ``landlock``, ``memory``, ``swap``, ``processes`` and
