@@ -114,7 +114,7 @@ static PyObject *descriptor_pipe(PyObject *type, PyObject *unused) {
     int numbers[2];
     ends[1] = ends[0] == NULL ? NULL : allocate(type);
     if (ends[1] == NULL) {
-        Py_XDECREF(ends[0]);
+        Py_XDECREF((PyObject *)ends[0]);
         return NULL;
     }
     int error = pipe2(numbers, O_CLOEXEC) == 0 ? 0 : errno;
@@ -134,8 +134,8 @@ static PyObject *descriptor_pipe(PyObject *type, PyObject *unused) {
         errno = error;
         PyErr_SetFromErrno(PyExc_OSError);
     }
-    Py_DECREF(ends[0]);
-    Py_DECREF(ends[1]);
+    Py_DECREF((PyObject *)ends[0]);
+    Py_DECREF((PyObject *)ends[1]);
     return pair;
 }
 
