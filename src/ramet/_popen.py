@@ -199,7 +199,10 @@ class Popen(subprocess.Popen[Any]):
             if not all(0 <= fd < MOST_FDS for fd in passed):
                 raise ValueError(f"bad value(s) in pass_fds: {sorted(passed)}")
             descriptors = tuple({**passed, **dict(descriptors)}.items())
-        prepared = prepare(
+        self._launch(
+            argv,
+            executable,
+            env,
             descriptors,
             closes=close_fds,
             cwd=cwd,
@@ -212,11 +215,24 @@ class Popen(subprocess.Popen[Any]):
             restore_signals=bool(restore_signals),
             **self._options,
         )
-        self._start(prepared, argv, executable, env, cwd)
         if not p2cread == c2pwrite == errwrite == -1:
             self._close_pipe_fds(  # type: ignore[attr-defined]
                 p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite
             )
+
+    def _launch(
+        self,
+        args: list[Path],
+        executable: Path,
+        env: Env | None,
+        descriptors: Descriptors,
+        *,
+        cwd: Any,
+        **setup: Any,
+    ) -> None:
+        """Start what all options have been looked at for; the setup is that of `prepare`."""
+        prepared = prepare(descriptors, cwd=cwd, **setup)
+        self._start(prepared, args, executable, env, cwd)
 
     def _start(
         self, prepared: Prepared, args: list[Path], executable: Path, env: Env | None, cwd: Any
@@ -231,7 +247,11 @@ class Popen(subprocess.Popen[Any]):
             elif cwd is not None and error.filename == os.fspath(cwd):
                 error.filename = cwd
             raise
-        child._quiet = True  # we warn
+        self._adopt(child)
+
+    def _adopt(self, child: Child) -> None:
+        """Have a child that runs; it goes on when this is dropped."""
+        child._quiet, child._kill = True, False  # we warn
         self._child = child
         self.pid = child._pid
         self._child_created = True

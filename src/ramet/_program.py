@@ -332,6 +332,12 @@ class Program(Steps):
         """
         image = bytearray(self._compile().structures)
         places = []
+
+        def point(place: int, data: bytes) -> None:
+            places.append(place)
+            _ADDRESS.pack_into(image, place, len(image))
+            image.extend(data + bytes(_WORD_SIZE - len(data) % _WORD_SIZE))
+
         for index, step in enumerate(self._steps):
             for number, arg in enumerate(step.args):
                 if arg is None or isinstance(arg, int | Result | ResultPointer):
@@ -340,20 +346,13 @@ class Program(Steps):
                     raise ValueError(f"{step} can't be made in another process")
                 place = _place(index, number)
                 if isinstance(arg, Filter):
-                    data = arg.header
+                    inner = len(image) + arg.ADDRESS
+                    point(place, arg.pointing_to(0))
+                    point(inner, arg.code)
                 elif isinstance(arg, str | os.PathLike):
-                    data = c_string(arg)
+                    point(place, c_string(arg))
                 else:
-                    data = bytes(arg)  # type: ignore[call-overload]
-                places.append(place)
-                _ADDRESS.pack_into(image, place, len(image))
-                if isinstance(arg, Filter):
-                    place = len(image) + arg.ADDRESS
-                    image += data
-                    data = arg.code
-                    places.append(place)
-                    _ADDRESS.pack_into(image, place, len(image))
-                image += data + bytes(_WORD_SIZE - len(data) % _WORD_SIZE)
+                    point(place, bytes(arg))  # type: ignore[call-overload]
         return bytes(image), struct.pack(f"={len(places)}Q", *places)
 
     def __len__(self) -> int:

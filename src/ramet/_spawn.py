@@ -132,9 +132,7 @@ def spawn(
         raise ValueError(f"umask must be -1 or a mask, not {umask}")
     if isinstance(cwd, int) and not 0 <= cwd < MOST_FDS:
         raise ValueError(f"cwd is no descriptor: {cwd}")
-    args = list(check_args(args))
-    if not args:
-        raise ValueError("args must have the program's name at least")
+    args = check_args(args)
     descriptors = STANDARD if fds is None else tuple({**dict(STANDARD), **_numbers(fds)}.items())
     paths = executables(args[0] if executable is None else executable, env)
     prepared = prepare(
@@ -288,7 +286,7 @@ def prepare(  # noqa: D417 - the other arguments are those of spawn
         program = program.copy()
         before_exec(program)
         if closes:
-            add_closing(program, descriptors)
+            add_closing(program, dict(descriptors))
     waits = maps is not None and maps.by_parent
     suspends = seconds is None and not waits
     return Prepared(
@@ -385,7 +383,7 @@ def setup(  # noqa: PLR0912 - one branch for each option, in the order that matt
     if no_new_privs:
         program.set_no_new_privs()
     if closes:
-        add_closing(program, descriptors)
+        add_closing(program, dict(descriptors))
     return program
 
 
@@ -430,25 +428,29 @@ def add_descriptors(program: Program, descriptors: Descriptors, spare: Spare) ->
         pending = {to: copy if what == first else what for to, what in pending.items()}
 
 
-def add_closing(program: Program, kept: Descriptors) -> None:
-    """Close all descriptors but those that the child was given."""
+def add_closing(program: Program, kept: Iterable[int], flags: int = 0) -> None:
+    """Close all descriptors but some; `flags` are those of `Program.close_range`."""
     first = 0
-    for fd, _ in sorted(kept):
+    for fd in sorted(kept):
         if fd > first:
-            program.close_range(first, fd - 1)
+            program.close_range(first, fd - 1, flags)
         first = fd + 1
-    program.close_range(first)
+    program.close_range(first, flags=flags)
 
 
-def check_args(args: Sequence[Path]) -> Sequence[Path]:
-    """Refuse what is one argument and not several.
+def check_args(args: Sequence[Path]) -> list[Path]:
+    """List the arguments of a program.
 
     Raises:
         TypeError: `args` is one string or path.
+        ValueError: there is none.
     """
     if isinstance(args, str | bytes | os.PathLike):
         raise TypeError("args must be a sequence of arguments, not one string or path")
-    return args
+    found = list(args)
+    if not found:
+        raise ValueError("args must have the program's name at least")
+    return found
 
 
 def executables(name: Path, env: Env | None) -> list[Path]:

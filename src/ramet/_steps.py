@@ -769,11 +769,6 @@ class Filter:
             )
         self.code = bytes(code)
 
-    @property
-    def header(self) -> bytes:
-        """The structure, without the address."""
-        return self.pointing_to(0)
-
     def pin(self, pin: Callable[[bytes], int]) -> int:
         """Give the address, as of `Environment.pin`."""
         return pin(self.pointing_to(pin(self.code)))

@@ -47,9 +47,10 @@ def find_parent(
     path = own
     while True:
         directory = mount + path.rstrip("/")
-        reason = reason or _fault(directory, wanted)
-        if not _fault(directory, wanted):
+        fault = _fault(directory, wanted)
+        if not fault:
             return directory, ""
+        reason = reason or fault
         if path == "/":
             return None, f"{reason}; an administrator can delegate a group to you, see docs"
         path = os.path.dirname(path)

@@ -11,10 +11,10 @@ from typing import NamedTuple
 from ramet import _names
 from ramet._flags import CloneFlags
 from ramet._program import Parameter, Program, Result
-from ramet._spawn import RESTORED_SIGNALS, IdMaps
-from ramet._steps import Environment, env_strings
+from ramet._spawn import RESTORED_SIGNALS, IdMaps, add_closing
+from ramet._steps import Environment, capability, env_strings
 from ramet.sandbox import _cgroup, _landlock, _seccomp, _tree
-from ramet.sandbox._policy import Policy
+from ramet.sandbox._policy import LIMITS, Policy
 from ramet.sandbox._root import Devices, add_root, add_sources, writable_paths
 from ramet.sandbox._verdict import Protection, ProtectionError
 
@@ -156,8 +156,10 @@ def plan_limits(policy: Policy, receipt: _Receipt, *, maps_root: bool) -> Limits
         "cpu": policy.cpu,
     }
     wanted = {name: value for name, value in asked.items() if value is not None}
-    found = _cgroup.find_parent({_cgroup.CONTROLLERS[name] for name in wanted}, policy.cgroup)
-    group, reason = found if wanted or policy.cgroup is not None else (None, "")
+    group, reason = None, ""
+    if wanted or policy.cgroup is not None:
+        controllers = {_cgroup.CONTROLLERS[name] for name in wanted}
+        group, reason = _cgroup.find_parent(controllers, policy.cgroup)
     sampled = set()
     processes = None
     if policy.cgroup is not None and group is None:
@@ -261,7 +263,7 @@ def add_confinement(
         limits[resource.RLIMIT_NPROC] = processes + 1, processes + 1  # the first is not counted
     for number, (soft, hard) in limits.items():
         program.setrlimit(number, soft, hard)
-    kept = {_names_to_numbers(name) for name in policy.capabilities}
+    kept = {capability(name) for name in policy.capabilities}
     program.drop_bounding(set(range(_last_capability() + 1)) - kept)
     program.capset(kept, kept, kept)
     if kept:
@@ -269,10 +271,6 @@ def add_confinement(
     if rules is not None:
         program.landlock_restrict_self(rules)
         program.close(rules)
-
-
-def _names_to_numbers(name: str) -> int:
-    return _names.CAPABILITIES[name.lower().removeprefix("cap_")]
 
 
 def make_plan(policy: Policy, targets: tuple[int, ...] = ()) -> Plan:
@@ -331,7 +329,7 @@ def make_plan(policy: Policy, targets: tuple[int, ...] = ()) -> Plan:
     )
     for number, source in sources.items():
         program.dup2(source, number)
-    _close_others(program, sources)
+    add_closing(program, sources, _CLOSE_RANGE_CLOEXEC)  # at the exec
     program.default_signals(RESTORED_SIGNALS)
     for each in filters:
         program.seccomp(each)
@@ -349,18 +347,4 @@ def make_plan(policy: Policy, targets: tuple[int, ...] = ()) -> Plan:
 _INIT_NAME = "ramet-init"
 _F_DUPFD_CLOEXEC = _names.FCNTL["F_DUPFD_CLOEXEC"]
 _CLOSE_RANGE_CLOEXEC = _names.CLOSE_RANGE["CLOSE_RANGE_CLOEXEC"]
-_RLIMIT_NAMES = {
-    getattr(resource, name): name.removeprefix("RLIMIT_").lower()
-    for name in dir(resource)
-    if name.startswith("RLIMIT_")
-}
-
-
-def _close_others(program: Program, kept: Iterable[int]) -> None:
-    """Let go at the exec of all descriptors but some."""
-    first = 0
-    for number in sorted(kept):
-        if number > first:
-            program.close_range(first, number - 1, _CLOSE_RANGE_CLOEXEC)
-        first = number + 1
-    program.close_range(first, flags=_CLOSE_RANGE_CLOEXEC)
+_RLIMIT_NAMES = {number: name for name, number in LIMITS.items()}

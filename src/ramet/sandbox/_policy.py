@@ -46,11 +46,13 @@ _LONGEST_HOSTNAME = 64
 _SWITCHES = ("system", "python", "seccomp", "landlock")
 _MOST = 1 << 32  # seconds, and processors
 _NEEDED = frozenset(("execve", "execveat", "exit", "exit_group"))  # by what starts the program
-_LIMITS = {
+LIMITS = {
     name.removeprefix("RLIMIT_").lower(): getattr(resource, name)
     for name in dir(resource)
     if name.startswith("RLIMIT_")
 }
+"""RLIMIT_* by names in small letters."""
+
 # Those that have a field of their own, and those about which nobody asks.
 _OF_FIELDS = {"cpu": "cpu_time", "fsize": "file_size", "nproc": "processes"}
 
@@ -176,7 +178,7 @@ class Policy:
 
     def _check_limits(self) -> None:
         for name, both in self.rlimits.items():
-            _choose("rlimits", [name], _LIMITS)
+            _choose("rlimits", [name], LIMITS)
             if name in _OF_FIELDS:
                 raise ValueError(f"{_OF_FIELDS[name]} sets this limit, not rlimits[{name!r}]")
             numbers = [both] if isinstance(both, int) else list(both)
@@ -228,8 +230,6 @@ class Policy:
             found |= network_files()
         # Those of the user's own take the place of those.
         own = {normalize(path) for path in self.files}
-        if len(own) != len(self.files):
-            raise ValueError("files has a path twice")
         found = {path: entry for path, entry in found.items() if normalize(path) not in own}
         return check({**found, **self.files})
 
@@ -238,7 +238,7 @@ class Policy:
         found = {resource.RLIMIT_CORE: (0, 0)}
         for name, both in self.rlimits.items():
             soft, hard = (both, both) if isinstance(both, int) else both
-            found[_LIMITS[name]] = soft, hard
+            found[LIMITS[name]] = soft, hard
         if self.file_size is not None:
             found[resource.RLIMIT_FSIZE] = self.file_size, self.file_size
         if self.cpu_time is not None:

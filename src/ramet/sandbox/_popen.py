@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from signal import SIGKILL
 from typing import Any
 
 from ramet._child import ExitStatus
 from ramet._popen import Popen
+from ramet._spawn import Descriptors
+from ramet._steps import Env, Path
 from ramet.sandbox._run import Started, number_of
 
 _INHERITED = -1
@@ -28,40 +29,17 @@ class SandboxedPopen(Popen):
         self._started: Started | None = None
         super().__init__(args, **options)
 
-    def _execute_child(
+    def _launch(
         self,
-        args: Any,
-        executable: Any,  # noqa: ARG002 - the standard class passes all of these
-        preexec_fn: Any,  # noqa: ARG002
-        close_fds: bool,  # noqa: ARG002
-        pass_fds: Iterable[int],
-        cwd: Any,  # noqa: ARG002
-        env: Any,  # noqa: ARG002
-        startupinfo: Any,  # noqa: ARG002
-        creationflags: Any,  # noqa: ARG002
-        shell: bool,  # noqa: ARG002
-        p2cread: int,
-        p2cwrite: int,
-        c2pread: int,
-        c2pwrite: int,
-        errread: int,
-        errwrite: int,
-        *_: Any,
+        args: list[Path],
+        executable: Path,  # noqa: ARG002 - the sandbox looks for it
+        env: Env | None,  # noqa: ARG002 - the policy has it
+        descriptors: Descriptors,
+        **setup: Any,  # noqa: ARG002 - the same
     ) -> None:
-        argv = list(args)
-        sys.audit("subprocess.Popen", argv[0], argv, None, None)
-        given = enumerate((p2cread, c2pwrite, errwrite))
-        descriptors = {i: i if fd == _INHERITED else fd for i, fd in given}
-        descriptors |= {fd: fd for fd in pass_fds}
-        descriptors = {i: number_of(fd) for i, fd in descriptors.items()}
-        self._started = self._begin(argv, descriptors)
-        self._child = self._started.child
-        self._child._quiet, self._child._kill = True, False  # we warn
-        self.pid = self._child._pid
-        self._child_created = True
-        self._close_pipe_fds(  # type: ignore[attr-defined]
-            p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite
-        )
+        given = {i: number_of(i if fd == _INHERITED else fd) for i, fd in descriptors}
+        self._started = self._begin(args, given)
+        self._adopt(self._started.child)
 
     def _code_of(self, status: ExitStatus | None) -> int:
         assert self._started is not None  # noqa: S101 - for types

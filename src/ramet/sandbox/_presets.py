@@ -21,8 +21,8 @@ _NETWORK = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/servic
 
 
 def basic_files(uid: int, gid: int, hostname: str) -> dict[str, Entry]:
-    """What every preset has: /proc, a minimal /dev, a /tmp, and names for the ids."""
-    return {
+    """What every preset has: /proc, a minimal /dev, a /tmp, names for the ids, and settings."""
+    return _if_there(_CONFIGURATION) | {
         "/proc": Proc(),
         "/dev": Devices(),
         "/tmp": Tmpfs(mode=0o1777),  # noqa: S108 - that of the sandbox
@@ -39,19 +39,17 @@ def basic_files(uid: int, gid: int, hostname: str) -> dict[str, Entry]:
 def system_files() -> dict[str, Entry]:
     """Programs and libraries of the system, read-only."""
     found: dict[str, Entry] = {"/usr": Bind("/usr")}
-    found |= _as_here(f"/{name}" for name in (*_PROGRAMS, *_LIBRARIES))
-    return found | {path: Bind(path, missing_ok=True) for path in _CONFIGURATION}
+    return found | _as_here(f"/{name}" for name in (*_PROGRAMS, *_LIBRARIES))
 
 
 def network_files() -> dict[str, Entry]:
     """What finds hosts by their names."""
-    return {path: Bind(path, missing_ok=True) for path in _NETWORK}
+    return _if_there(_NETWORK)
 
 
 def python_files() -> dict[str, Entry]:
     """Give the running interpreter, its packages, and the libraries of the system; read-only."""
     found = _as_here(f"{top}/{name}" for top in ("", "/usr", "/usr/local") for name in _LIBRARIES)
-    found |= {path: Bind(path, missing_ok=True) for path in _CONFIGURATION}
     places = {sys.base_prefix, sys.base_exec_prefix, sys.prefix, sys.exec_prefix}
     places |= {*site.getsitepackages(), os.path.dirname(os.path.dirname(__file__))}
     if site.ENABLE_USER_SITE:
@@ -68,6 +66,10 @@ def python_files() -> dict[str, Entry]:
 def _executables() -> set[str]:
     """The interpreter, by the name that it was called by and by its own."""
     return {os.path.abspath(sys.executable), os.path.realpath(sys.executable)}
+
+
+def _if_there(paths: Iterable[str]) -> dict[str, Entry]:
+    return {path: Bind(path, missing_ok=True) for path in paths}
 
 
 def _as_here(paths: Iterable[str]) -> dict[str, Entry]:

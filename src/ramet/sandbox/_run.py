@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from signal import SIGKILL, SIGXCPU
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ramet import _native
 from ramet._child import Child, ExitStatus
@@ -202,9 +202,7 @@ def run(
         timeout: seconds, None for ever.
         cancel: as of `Watch`.
     """
-    args = list(check_args(args))
-    if not args:
-        raise ValueError("args must have the program's name at least")
+    args = check_args(args)
     plan = plan_for(tuple(number for number in streams if number > 2))
     with ExitStack() as stack:
         ends, theirs = open_streams(stack, streams, data)
@@ -316,7 +314,6 @@ class Watched:
         wall: float,
         ends: Ends,
         plan: Plan,
-        **more: Any,
     ) -> Verdict:
         """Put together what became of it.
 
@@ -327,7 +324,6 @@ class Watched:
             wall: seconds that it took.
             ends: its streams.
             plan: what it was started by.
-            more: what else is to be in the verdict.
         """
         usage = status.rusage
         user, system = self._found.user_time, self._found.system_time
@@ -355,7 +351,6 @@ class Watched:
             stdout_truncated=out_cut,
             stderr_truncated=err_cut,
             receipt=plan.receipt,
-            **more,
         )
 
     def _reason(self, killed: str | None, status: ExitStatus, used: float) -> Reason:

@@ -152,27 +152,25 @@ class Sandbox(Policy):
             TypeError, ValueError: bad arguments.
             OSError: a descriptor that there is not, or no room for more.
         """
-        return self._run(args, input, timeout, stdin, stdout, stderr, fds)
+        return self._run(args, input, timeout, {0: stdin, 1: stdout, 2: stderr}, fds)
 
     def _run(
         self,
         args: Sequence[Path],
         data: bytes | None,
         timeout: float | None,
-        stdin: File | None,
-        stdout: File | None,
-        stderr: File | None,
+        standard: Mapping[int, File | None],
         fds: Mapping[int, File] | None,
         cancel: int | None = None,
     ) -> Verdict:
-        if data is not None and stdin is not None:
+        if data is not None and standard[0] is not None:
             raise ValueError("stdin and input can't both be given")
         return run(
             self,
             self._plan,
             args,
             data=b"" if data is None else bytes(memoryview(data)),
-            streams={0: stdin, 1: stdout, 2: stderr, **_more_fds(fds)},
+            streams={**standard, **_more_fds(fds)},
             timeout=self._seconds(timeout),
             cancel=cancel,
         )
@@ -217,7 +215,8 @@ class Sandbox(Policy):
         def work() -> Verdict | None:
             if not turn.acquire(blocking=False):  # it was cancelled before there was a thread
                 return None
-            return self._run(args, input, timeout, stdin, stdout, stderr, fds, gate.number)
+            standard = {0: stdin, 1: stdout, 2: stderr}
+            return self._run(args, input, timeout, standard, fds, gate.number)
 
         future = asyncio.get_running_loop().run_in_executor(None, work)
         try:
@@ -271,9 +270,7 @@ class Sandbox(Policy):
             ChildError: a step of the start failed.
             TypeError, ValueError, OSError: as `run`.
         """
-        args = list(check_args(args))
-        if not args:
-            raise ValueError("args must have the program's name at least")
+        args = check_args(args)
         plan = self._plan(tuple(sorted(_more_fds({fd: fd for fd in pass_fds}))))
         unwatched = ["wall_time"] if self.wall_time is not None else []
         unwatched += sorted(plan.sampled - {"cpu_time"})
