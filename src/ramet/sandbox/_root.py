@@ -234,19 +234,9 @@ _HIGHEST_MODE = 0o1777
 def _check_entry(path: str, entry: Entry) -> Checked | None:
     if not isinstance(entry, Entry):
         raise TypeError(f"{path!r} must be a Bind, Tmpfs or the like, not {entry!r}")
-    for name in _SIZES:
-        size = getattr(entry, name, 1)
-        if not isinstance(size, int) or isinstance(size, bool) or not 0 < size < 1 << 63:
-            raise ValueError(f"{path!r}: {name} must be a positive number: {size!r}")
-    mode = getattr(entry, "mode", 0)
-    if not isinstance(mode, int) or not 0 <= mode <= _HIGHEST_MODE:
-        raise ValueError(f"{path!r}: mode must be permissions, and no more than 0o1777: {mode!r}")
+    _check_values(path, entry)
     if isinstance(entry, File):
         return replace(entry, data=bytes(memoryview(entry.data)))
-    if isinstance(entry, Symlink):
-        if not entry.target or "\0" in entry.target:
-            raise ValueError(f"{path!r}: a symbolic link leads somewhere: {entry.target!r}")
-        return entry
     if isinstance(entry, Overlay):
         source = os.path.realpath(entry.source, strict=True)
         if not os.path.isdir(source):
@@ -261,6 +251,22 @@ def _check_entry(path: str, entry: Entry) -> Checked | None:
             raise
         return Source(source, bool(entry.writable), not os.path.isdir(source))
     return entry
+
+
+def _check_values(path: str, entry: Entry) -> None:
+    for name in _SIZES:
+        size = getattr(entry, name, 1)
+        if not isinstance(size, int) or isinstance(size, bool) or not 0 < size < 1 << 63:
+            raise ValueError(f"{path!r}: {name} must be a positive number: {size!r}")
+    mode = getattr(entry, "mode", 0)
+    if not isinstance(mode, int) or not 0 <= mode <= _HIGHEST_MODE:
+        raise ValueError(f"{path!r}: mode must be permissions, and no more than 0o1777: {mode!r}")
+    if isinstance(entry, Symlink):
+        target = entry.target
+        if not isinstance(target, str):
+            raise TypeError(f"{path!r}: a symbolic link's target must be a string, not {target!r}")
+        if not target or "\0" in target:
+            raise ValueError(f"{path!r}: a symbolic link leads somewhere: {target!r}")
 
 
 def _parents(path: str) -> list[str]:
