@@ -420,7 +420,7 @@ def test_toml(tmp_path: Path) -> None:
         bind = "missing"
         missing_ok = true
         [files."/over"]
-        overlay = "/etc"
+        overlay = "data"
         size = "1M"
         inodes = 50
         [files."/space"]
@@ -463,7 +463,7 @@ def test_toml(tmp_path: Path) -> None:
         files={
             "/data": Bind(str(tmp_path / "data"), writable=True),
             "/missing": Bind(str(tmp_path / "missing"), missing_ok=True),
-            "/over": Overlay("/etc", 1 << 20, 50),
+            "/over": Overlay(str(tmp_path / "data"), 1 << 20, 50),
             "/space": Tmpfs(2 << 20, mode=0o1777),
             "/any": Tmpfs(),
             "/dir": Directory(0o700),
