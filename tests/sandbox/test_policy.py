@@ -163,6 +163,7 @@ def test_wrong_kinds(fields: dict[str, Any], said: str) -> None:
         ({"uid_map": [(1000, -1, 1)]}, "uid_map has ids that there are not"),
         ({"uid_map": [(1000, 0, 1 << 32)]}, "uid_map has ids that there are not"),
         ({"rlimits": {"nofiles": 5}}, "rlimits has no 'nofiles'; was 'nofile' meant?"),
+        ({"rlimits": {"ofile": 5}}, "rlimits has no 'ofile'; was 'nofile' meant?"),
         ({"rlimits": {"cpu": 5}}, r"cpu_time sets this limit, not rlimits\['cpu'\]"),
         ({"rlimits": {"fsize": 5}}, "file_size sets this limit"),
         ({"rlimits": {"nproc": 5}}, "processes sets this limit"),

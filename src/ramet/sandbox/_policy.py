@@ -50,7 +50,7 @@ _NEEDED = frozenset(("execve", "execveat", "exit", "exit_group"))  # by what sta
 LIMITS = {
     name.removeprefix("RLIMIT_").lower(): getattr(resource, name)
     for name in dir(resource)
-    if name.startswith("RLIMIT_")
+    if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"  # BSD's name of RLIMIT_NOFILE
 }
 """RLIMIT_* by names in small letters."""
 
