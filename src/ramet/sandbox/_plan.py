@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 from collections.abc import Iterable, Mapping
@@ -226,6 +227,9 @@ def add_identity(program: Program, policy: Policy, maps: IdMaps) -> None:
 
 def add_surrounding(program: Program, policy: Policy, flags: int) -> None:
     """Add the steps for what is around the files."""
+    # Who has the session keyring has the keys in it, and /proc/keys lists them. A kernel without
+    # keys, or a container that denies this, has none to give.
+    program.syscall("keyctl", _JOIN_SESSION_KEYRING, None, tolerate=(errno.ENOSYS, errno.EPERM))
     if flags & _F.NEWUTS:
         program.sethostname(policy.hostname)
     if flags & _F.NEWNET:
@@ -235,6 +239,7 @@ def add_surrounding(program: Program, policy: Policy, flags: int) -> None:
 
 
 _AF_INET, _SOCK_DGRAM = 2, 2
+_JOIN_SESSION_KEYRING = 1  # KEYCTL_JOIN_SESSION_KEYRING: without a name, a new one
 
 
 def add_confinement(

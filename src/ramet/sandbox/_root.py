@@ -375,6 +375,7 @@ class _Tree:
             self._mount(_tmpfs(program, entry), path)
         elif isinstance(entry, Proc):
             self._mount(_proc(program), path)
+            self._hide_keys(f"{path}/keys")
         elif isinstance(entry, Devices):
             self._devices_at(path, entry)
         else:
@@ -397,6 +398,11 @@ class _Tree:
         overlay = _filesystem(program, "overlay", options, _PRIVILEGE, flags=["userxattr"])
         self._attach(overlay, path)
         program.umount2(_SCRATCH, _DETACH)  # the overlay has a mount of its own
+
+    def _hide_keys(self, path: str) -> None:
+        """Lay what cannot be opened over the list of keys: it shows all that its user has."""
+        if os.path.exists("/proc/keys"):  # not every kernel has them
+            self._attach(_open(self._program, Source("/dev/null", is_file=True)), path)
 
     def _parent(self, path: str) -> Result:
         parent = posixpath.dirname(path)
