@@ -30,7 +30,7 @@ _SET_STRING = _names.FSCONFIG["FSCONFIG_SET_STRING"]
 _CREATE = _names.FSCONFIG["FSCONFIG_CMD_CREATE"]
 _FROM_FD = _names.MOVE_MOUNT["MOVE_MOUNT_F_EMPTY_PATH"]
 _FD_TO_FD = _FROM_FD | _names.MOVE_MOUNT["MOVE_MOUNT_T_EMPTY_PATH"]
-_SLAVE = _names.MS["MS_REC"] | _names.MS["MS_SLAVE"]
+_PRIVATE = _names.MS["MS_REC"] | _names.MS["MS_PRIVATE"]
 _UMASK = 0o022
 _DETACH = _names.UMOUNT["MNT_DETACH"]
 # struct open_how (linux/openat2.h), with RESOLVE_NO_SYMLINKS and RESOLVE_BENEATH.
@@ -285,8 +285,9 @@ def add_sources(program: Program, entries: Mapping[str, Checked]) -> Sources:
         program: where to add them.
         entries: as `check` returns them.
     """
-    # What is mounted here does not go to our namespace; what is mounted there would come.
-    program.mount(None, "/", None, _SLAVE)
+    # What is mounted here does not go to our namespace. Nor does what is mounted there later come
+    # here: it would be what the policy does not list, and without the attributes of the binds.
+    program.mount(None, "/", None, _PRIVATE)
     binds = {}
     for path, entry in entries.items():
         if isinstance(entry, Source):
