@@ -158,7 +158,7 @@ def plan_limits(policy: Policy, receipt: _Receipt, *, maps_root: bool) -> Limits
     }
     wanted = {name: value for name, value in asked.items() if value is not None}
     group, reason = None, ""
-    if wanted or policy.cgroup is not None:
+    if wanted or policy.cgroup is not None or policy.cpu_time is not None:
         controllers = {_cgroup.CONTROLLERS[name] for name in wanted}
         group, reason = _cgroup.find_parent(controllers, policy.cgroup)
     sampled = set()
@@ -176,8 +176,7 @@ def plan_limits(policy: Policy, receipt: _Receipt, *, maps_root: bool) -> Limits
                 processes = policy.processes
                 receipt.applied(name, text, "RLIMIT_NPROC in a user namespace of its own")
         elif name == "memory" and _tree.is_visible():
-            instead = "what its processes have is looked at 50 times a second"
-            receipt.missing(name, text, reason, instead)
+            receipt.missing(name, text, reason, _OF_SAMPLES)
             sampled.add(name)
         else:
             receipt.missing(name, text, reason)
@@ -186,10 +185,16 @@ def plan_limits(policy: Policy, receipt: _Receipt, *, maps_root: bool) -> Limits
         how = "RLIMIT_CPU for each process"
         if group is not None or _tree.is_visible():
             sampled.add("cpu_time")
-            how += ", and for all of them 50 times a second"
+            how += f", and for all of them {_OF_TREE if group is None else 'cpu.stat of a cgroup'}"
         receipt.applied("cpu_time", f"{policy.cpu_time} s", how)
     return Limits(group, made if group else {}, frozenset(sampled), processes)
 
+
+_OF_SAMPLES = (
+    "what its processes have is looked at 50 times a second, without files in memory "
+    "(memfd_create, shmget) that none has mapped"
+)
+_OF_TREE = "50 times a second what runs, or was waited for, has used"
 
 # --- the program ----------------------------------------------------------------------------------
 

@@ -274,6 +274,7 @@ class Watched:
         self._child = child
         self._group = group
         self._found = _tree.Sample()
+        self._past = _tree.Past()
 
     def examine(self) -> str | None:
         """Say which limit was passed, if one was."""
@@ -296,7 +297,7 @@ class Watched:
 
     def _sample(self) -> _tree.Sample:
         """Look at the processes; what was found before is not less."""
-        found = _tree.sample(self._child.pid)
+        found = _tree.sample(self._child.pid, self._past)
         before = self._found
         self._found = _tree.Sample(
             max(before.memory, found.memory),
