@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 from collections.abc import Iterable, Mapping, Sequence
@@ -184,7 +185,7 @@ def plan_limits(policy: Policy, receipt: _Receipt, maps: IdMaps, *, others: int)
     }
     wanted = {name: value for name, value in asked.items() if value is not None}
     group, reason = None, ""
-    if wanted or policy.cgroup is not None:
+    if wanted or policy.cgroup is not None or policy.cpu_time is not None:
         controllers = {_cgroup.CONTROLLERS[name] for name in wanted}
         group, reason = _cgroup.find_parent(controllers, policy.cgroup)
     sampled = set()
@@ -203,8 +204,7 @@ def plan_limits(policy: Policy, receipt: _Receipt, maps: IdMaps, *, others: int)
                 processes = most
                 receipt.applied(name, text, "RLIMIT_NPROC in a user namespace of its own")
         elif name == "memory" and _tree.is_visible():
-            instead = "what its processes have is looked at 50 times a second"
-            receipt.missing(name, text, reason, instead)
+            receipt.missing(name, text, reason, _OF_SAMPLES)
             sampled.add(name)
         else:
             receipt.missing(name, text, reason)
@@ -213,10 +213,16 @@ def plan_limits(policy: Policy, receipt: _Receipt, maps: IdMaps, *, others: int)
         how = "RLIMIT_CPU for each process"
         if group is not None or _tree.is_visible():
             sampled.add("cpu_time")
-            how += ", and for all of them 50 times a second"
+            how += f", and for all of them {_OF_TREE if group is None else 'cpu.stat of a cgroup'}"
         receipt.applied("cpu_time", f"{policy.cpu_time} s", how)
     return Limits(group, made if group else {}, frozenset(sampled), processes)
 
+
+_OF_SAMPLES = (
+    "what its processes have is looked at 50 times a second, without files in memory "
+    "(memfd_create, shmget) that none has mapped"
+)
+_OF_TREE = "50 times a second what runs, or was waited for, has used"
 
 # --- the program ----------------------------------------------------------------------------------
 
@@ -252,8 +258,17 @@ def add_identity(program: Program, policy: Policy, maps: IdMaps) -> None:
         program.capset(names, names)
 
 
+def add_keyring(program: Program) -> None:
+    """Add the step that gets a session keyring of its own: who has ours has the keys in it.
+
+    A kernel without keys, or a container that denies this, has none to give.
+    """
+    program.syscall("keyctl", _JOIN_SESSION_KEYRING, None, tolerate=(errno.ENOSYS, errno.EPERM))
+
+
 def add_surrounding(program: Program, policy: Policy, flags: int) -> None:
     """Add the steps for what is around the files."""
+    add_keyring(program)
     if flags & _F.NEWUTS:
         program.sethostname(policy.hostname)
     if flags & _F.NEWNET:
@@ -263,6 +278,7 @@ def add_surrounding(program: Program, policy: Policy, flags: int) -> None:
 
 
 _AF_INET, _SOCK_DGRAM = 2, 2
+_JOIN_SESSION_KEYRING = 1  # KEYCTL_JOIN_SESSION_KEYRING: without a name, a new one
 
 
 def add_confinement(
@@ -456,6 +472,7 @@ def make_call_plans(policy: Policy, targets: tuple[int, ...]) -> tuple[Plan, Pla
 
     program = Program()
     program.setsid()  # or kill(0, ...) would be for the zygote and all of its children
+    add_keyring(program)
     for name, text in (
         ("setgroups", "deny"),  # without which an ordinary user may not map groups
         ("uid_map", f"{policy.uid} {policy.uid} 1"),

@@ -31,7 +31,7 @@ _SET_STRING = _names.FSCONFIG["FSCONFIG_SET_STRING"]
 _CREATE = _names.FSCONFIG["FSCONFIG_CMD_CREATE"]
 _FROM_FD = _names.MOVE_MOUNT["MOVE_MOUNT_F_EMPTY_PATH"]
 _FD_TO_FD = _FROM_FD | _names.MOVE_MOUNT["MOVE_MOUNT_T_EMPTY_PATH"]
-_SLAVE = _names.MS["MS_REC"] | _names.MS["MS_SLAVE"]
+_PRIVATE = _names.MS["MS_REC"] | _names.MS["MS_PRIVATE"]
 _UMASK = 0o022
 _DETACH = _names.UMOUNT["MNT_DETACH"]
 # struct open_how (linux/openat2.h), with RESOLVE_NO_SYMLINKS and RESOLVE_BENEATH.
@@ -39,6 +39,7 @@ _PATH = os.O_PATH | os.O_CLOEXEC
 _ANYWHERE = struct.pack("=3Q", _PATH, 0, 0x04)
 _BENEATH = struct.pack("=3Q", _PATH | os.O_NOFOLLOW, 0, 0x08 | 0x04)
 _SCRATCH = ".overlay"  # where the upper layers of overlays are while they are mounted
+_BLANK = ".blank"  # an empty file, of calls
 
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _LINKS_OF_DEVICES = {
@@ -233,8 +234,8 @@ def check(entries: Mapping[str, Entry]) -> dict[str, Checked]:
         normal = normalize(path)
         if normal in found:
             raise ValueError(f"there is more than one entry for {path!r}")
-        if normal.split("/")[0] == _SCRATCH:
-            raise ValueError(f"/{_SCRATCH} is for overlays while they are mounted")
+        if normal.split("/")[0] in {_SCRATCH, _BLANK}:
+            raise ValueError(f"/{normal} is for what is mounted")
         checked = _check_entry(path, entry)
         if checked is not None:
             found[normal] = checked
@@ -327,8 +328,9 @@ def add_sources(program: Program, entries: Mapping[str, Checked]) -> dict[str, R
     Returns:
         Mounts that are nowhere yet, by the paths that they are for.
     """
-    # What is mounted here does not go to our namespace; what is mounted there would come.
-    program.mount(None, "/", None, _SLAVE)
+    # What is mounted here does not go to our namespace. Nor does what is mounted there later come
+    # here: it would be what the policy does not list, and without the attributes of the binds.
+    program.mount(None, "/", None, _PRIVATE)
     found = {}
     for path, entry in entries.items():
         if isinstance(entry, Source):
@@ -346,9 +348,10 @@ def for_calls(entries: Mapping[str, Checked]) -> dict[str, Checked]:
     """Give the entries of a root directory in which `add_fresh` makes anew what can change.
 
     Its /proc can be written to: that is how a child there maps its ids. The user should not be root
-    outside, see `_proc`.
+    outside, see `_proc`. Nothing lies over a part of it, or no other could be mounted
+    (mount_too_revealing, fs/namespace.c).
     """
-    found: dict[str, Checked] = {}
+    found: dict[str, Checked] = {_BLANK: File(b"", mode=0)}
     for path, entry in entries.items():
         found[path] = entry
         if isinstance(entry, Overlay):
@@ -382,7 +385,7 @@ def add_fresh(program: Program, entries: Mapping[str, Checked]) -> None:
     program.chdir("/")
     program.umask(0)
     root = program.open("/", _PATH)
-    tree = _Tree(program, root, _reopen(program, below))
+    tree = _Tree(program, root, _reopen(program, below), f"/{_BLANK}")
     tree.has([_SCRATCH, *(path for path in fresh if path not in below)])
     tree.add(fresh)
     program.close(root)
@@ -437,10 +440,18 @@ _ROOM_FOR_NAMES = 64
 class _Tree:
     """The new tree, while it is made."""
 
-    def __init__(self, program: Program, root: Result, sources: Mapping[str, Result]) -> None:
+    def __init__(
+        self,
+        program: Program,
+        root: Result,
+        sources: Mapping[str, Result],
+        blank: str = "/dev/null",
+    ) -> None:
+        """Begin; `blank` is a file that nobody can open, if it is mounted without devices."""
         self._program = program
         self._root = root
         self._sources = sources
+        self._blank = blank
         self._made = set[str]()  # directories that are there
         self._foreign = set[str]()  # mounts of ours: nothing is created below them
 
@@ -479,6 +490,7 @@ class _Tree:
             self._mount(_tmpfs(program, entry), path)
         elif isinstance(entry, Proc):
             self._mount(_proc(program, _RDONLY), path)
+            self._hide_keys(f"{path}/keys")
         elif isinstance(entry, _WritableProc):
             self._mount(_proc(program), path)
         elif isinstance(entry, Devices):
@@ -506,6 +518,11 @@ class _Tree:
         overlay = _filesystem(program, "overlay", options, _PRIVILEGE, flags=["userxattr"])
         self._attach(overlay, path)
         program.umount2(_SCRATCH, _DETACH)  # the overlay has a mount of its own
+
+    def _hide_keys(self, path: str) -> None:
+        """Lay what cannot be opened over the list of keys: it shows all that its user has."""
+        if os.path.exists("/proc/keys"):  # not every kernel has them
+            self._attach(_open(self._program, Source(self._blank, is_file=True)), path)
 
     def _parent(self, path: str) -> Result:
         parent = posixpath.dirname(path)

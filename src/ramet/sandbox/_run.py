@@ -316,6 +316,7 @@ class Watched:
         self._pid = pid
         self._group = group
         self._found = _tree.Sample()
+        self._past = _tree.Past()
 
     def examine(self) -> str | None:
         """Say which limit was passed, if one was."""
@@ -338,7 +339,7 @@ class Watched:
 
     def _sample(self) -> _tree.Sample:
         """Look at the processes; what was found before is not less."""
-        found = _tree.sample(self._pid)
+        found = _tree.sample(self._pid, self._past)
         before = self._found
         self._found = _tree.Sample(
             max(before.memory, found.memory),
