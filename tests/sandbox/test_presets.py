@@ -97,9 +97,9 @@ def test_packages_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 
 def test_nothing_comes_twice() -> None:
-    """No directory is shown that is in another one that is."""
+    """No directory is shown that is in another one that is; the interpreter may be, as a link."""
     shown = [path for path, entry in python_files().items() if isinstance(entry, Bind)]
-    for path in shown:
+    for path in filter(os.path.isdir, shown):
         assert not [other for other in shown if path != other and path.startswith(f"{other}/")]
 
 
