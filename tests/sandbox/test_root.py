@@ -323,8 +323,7 @@ def test_our_mounts_are_as_before() -> None:
     assert Path("/proc/self/mountinfo").read_text() == before
 
 
-@root
-def test_without_privileges() -> None:
+def test_without_privileges(as_nobody: list[str]) -> None:
     run_python(
         "import os\n"
         "from tests.sandbox import test_root as m\n"
@@ -335,5 +334,5 @@ def test_without_privileges() -> None:
         "said = m.run(['sh', '-c', code], entries).decode().split()\n"
         "assert said[:2] == ['1000', 'hello1'] and 'Read-only' in said, said\n"
         "m.test_our_mounts_are_as_before()\n",
-        before=["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"],
+        before=as_nobody,
     )
