@@ -194,6 +194,19 @@ def test_closing_ends_all_that_is_in_it(cgroup: Path) -> None:
         assert child.wait().signal == 9
 
 
+def test_ends_that_take_long(cgroup: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for ever, and what is known is not lost in an error: it goes with the next."""
+    monkeypatch.setattr(Group, "kill", lambda _: None)
+    monkeypatch.setattr(_cgroup, "_PATIENCE", 1)
+    group = Group(str(cgroup), {})
+    with ramet.spawn(FOR_EVER, cgroup=group.descriptor.number) as child:
+        group.close()
+        assert len(groups(cgroup)) == 1
+        child.kill()
+    Group(str(cgroup), {}).close()
+    assert groups(cgroup) == []
+
+
 def test_a_group_that_is_dropped(cgroup: Path) -> None:
     """It goes with the next one, once all in it have ended; nothing is killed."""
     group = Group(str(cgroup), {})
