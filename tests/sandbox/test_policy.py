@@ -27,6 +27,7 @@ from ramet.sandbox import (
 )
 from ramet.sandbox import _seccomp as seccomp
 from ramet.sandbox._policy import OPTIONAL, Policy, parse_size
+from ramet.sandbox._root import Source
 
 try:
     seccomp.libseccomp()
@@ -299,6 +300,25 @@ def test_pickling(kind: type[Policy], protocol: int) -> None:
     assert again == made
     assert again.entries == made.entries
     assert dict(again.limits()) == dict(made.limits())
+
+
+def test_paths_of_ours_mean_the_same_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another working directory, where it is unpickled or changed."""
+    for name in ("here/data", "there/data"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    made = Policy(files={"/a": Bind("data"), "/b": Overlay(Path("data"))}, cgroup="group")
+    pickled = pickle.dumps(made)
+    monkeypatch.chdir(tmp_path / "there")
+    here = str(tmp_path / "here")
+    for again in (made, pickle.loads(pickled), dataclasses.replace(made, uid=5)):  # noqa: S301
+        assert again.files == {"/a": Bind(f"{here}/data"), "/b": Overlay(f"{here}/data")}
+        assert again.entries["a"] == Source(os.path.realpath(f"{here}/data"))
+        assert again.cgroup == f"{here}/group"
+    assert Policy(files={"/a": Bind(Path("data"))}) == Policy(files={"/a": Bind("data")})
+    assert Policy(files={"/a": Bind("data")}) != Policy(files={"/a": Bind(f"{here}/data")})
 
 
 def test_replace() -> None:
