@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from ramet.sandbox import Bind, Devices, File, Proc, Sandbox, Symlink, Tmpfs
@@ -126,8 +127,6 @@ def test_python(system: bool) -> None:
         "print(json.dumps([sys.prefix, hypothesis.__file__, int(numpy.arange(4).sum()),"
         "[path for path in secrets if os.path.exists(path)], os.path.exists('/bin/sh')]))"
     )
-    import hypothesis
-
     shown = {part for path in python_files() for part in SECRETS if path.startswith(f"{part}/")}
     prefix, file, total, seen, has_shell = inside(Sandbox(python=True, system=system), code)
     assert (prefix, file, total) == (sys.prefix, hypothesis.__file__, 6)
