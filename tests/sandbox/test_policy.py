@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramet.sandbox import (
@@ -26,7 +26,8 @@ from ramet.sandbox import (
     Tmpfs,
 )
 from ramet.sandbox import _seccomp as seccomp
-from ramet.sandbox._policy import OPTIONAL, Policy, parse_size
+from ramet.sandbox._policy import OPTIONAL, Policy, _from_toml, parse_size
+from ramet.sandbox._root import Source
 
 try:
     seccomp.libseccomp()
@@ -34,6 +35,7 @@ try:
 except RuntimeError as error:
     WITHOUT_LIBSECCOMP = str(error)
 
+examples = settings(max_examples=60, deadline=None)
 RETURN_ALLOW = bytes.fromhex("06000000 0000ff7f")  # a filter: BPF_RET, SECCOMP_RET_ALLOW
 FULL: dict[str, Any] = {
     "files": {"/etc": Bind("/etc"), "/note": File(b"hello", 0o600), "/space": Tmpfs(1 << 20)},
@@ -301,6 +303,25 @@ def test_pickling(kind: type[Policy], protocol: int) -> None:
     assert dict(again.limits()) == dict(made.limits())
 
 
+def test_paths_of_ours_mean_the_same_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another working directory, where it is unpickled or changed."""
+    for name in ("here/data", "there/data"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    made = Policy(files={"/a": Bind("data"), "/b": Overlay(Path("data"))}, cgroup="group")
+    pickled = pickle.dumps(made)
+    monkeypatch.chdir(tmp_path / "there")
+    here = str(tmp_path / "here")
+    for again in (made, pickle.loads(pickled), dataclasses.replace(made, uid=5)):  # noqa: S301
+        assert again.files == {"/a": Bind(f"{here}/data"), "/b": Overlay(f"{here}/data")}
+        assert again.entries["a"] == Source(os.path.realpath(f"{here}/data"))
+        assert again.cgroup == f"{here}/group"
+    assert Policy(files={"/a": Bind(Path("data"))}) == Policy(files={"/a": Bind("data")})
+    assert Policy(files={"/a": Bind("data")}) != Policy(files={"/a": Bind(f"{here}/data")})
+
+
 def test_replace() -> None:
     made = Sandbox(**FULL)
     other = dataclasses.replace(made, uid_map=None, uid=7, files={})
@@ -313,6 +334,7 @@ def test_replace() -> None:
         dataclasses.replace(made, uid=7)  # it is checked again
 
 
+@examples
 @given(
     st.fixed_dictionaries(
         {},
@@ -344,6 +366,7 @@ def test_round_trips(fields: dict[str, Any]) -> None:
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
+@examples
 @given(st.integers(0, 1 << 60), st.sampled_from(sorted(UNITS)), st.sampled_from(["", "i"]),
        st.sampled_from(["", "B"]), st.sampled_from(["", " "]), st.booleans())  # fmt: skip
 def test_sizes(number: int, unit: str, binary: str, b: str, space: str, lower: bool) -> None:
@@ -351,11 +374,13 @@ def test_sizes(number: int, unit: str, binary: str, b: str, space: str, lower: b
     assert parse_size(text.lower() if lower else text) == number * UNITS[unit]
 
 
+@examples
 @given(st.integers(0, 1 << 40))
 def test_sizes_that_are_numbers(number: int) -> None:
     assert parse_size(number) == number == parse_size(str(number))
 
 
+@examples
 @given(st.integers(0, 10_000), st.integers(0, 999), st.sampled_from("KMGT"))
 def test_parts_of_units(whole: int, thousandths: int, unit: str) -> None:
     exact = (whole * 1000 + thousandths) * UNITS[unit] // 1000
@@ -551,13 +576,12 @@ def test_files_that_are_missing(tmp_path: Path) -> None:
     assert caught.value.filename == str(tmp_path / "missing")
 
 
+@examples
 @given(
     st.dictionaries(
         st.sampled_from(["memory", "swap", "output_size", "file_size"]), st.integers(1, 1 << 50)
     ).filter(lambda sizes: "swap" not in sizes or "memory" in sizes)
 )
 def test_sizes_in_toml(sizes: Mapping[str, int]) -> None:
-    from ramet.sandbox._policy import _from_toml
-
     whole = {name: f"{size}K" for name, size in sizes.items()}
     assert _from_toml(whole, "/") == {name: size << 10 for name, size in sizes.items()}

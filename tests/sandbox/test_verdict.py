@@ -9,12 +9,13 @@ from array import array
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramet.sandbox import Protection, ProtectionError, Verdict
 from ramet.sandbox._verdict import Reason, planned
 
+examples = settings(max_examples=60, deadline=None)
 RECEIPT = (
     Protection("network", "none", "applied", "CLONE_NEWNET"),
     Protection("memory", "1000", "degraded", "no cgroup"),
@@ -83,6 +84,7 @@ def test_json() -> None:
     assert '\n  "reason"' in verdict.to_json(indent=2)
 
 
+@examples
 @given(st.binary())
 def test_output_in_json(data: bytes) -> None:
     said = json.loads(Verdict(reason="exited", stdout=data).to_json())["stdout"]

@@ -156,7 +156,8 @@ class Group:
                 raise
             self.kill()
             self._wait()
-            os.rmdir(self._path)
+            _abandoned.add(self._path)  # if it takes longer the next one removes it
+            _sweep()
 
     def __del__(self) -> None:
         # What was started in it, and dropped, may run on.

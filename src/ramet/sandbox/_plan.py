@@ -7,6 +7,7 @@ import os
 import resource
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from signal import SIGCHLD
 from typing import NamedTuple
 
 from ramet import _names
@@ -407,7 +408,8 @@ class _Start:
         for number, source in self._sources.items():
             program.dup2(source, number)
         add_closing(program, self._sources, _CLOSE_RANGE_CLOEXEC)  # at the exec
-        program.default_signals(RESTORED_SIGNALS)
+        # If SIGCHLD were ignored, as it may be here, the first process would not hear of ends.
+        program.default_signals((*RESTORED_SIGNALS, SIGCHLD))
         for each in filters:
             program.seccomp(each)
         env = Environment(env_strings(self.policy.env))

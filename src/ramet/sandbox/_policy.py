@@ -106,6 +106,8 @@ class Policy:
             if not isinstance(value, Mapping):
                 raise TypeError(f"{name} must be a mapping, not {value!r}")
             set_(self, name, MappingProxyType(dict(value)))
+        found = {path: _anchored(entry) for path, entry in self.files.items()}
+        set_(self, "files", MappingProxyType(found))
         for name in ("share", "capabilities", "allow_syscalls", "deny_syscalls", "optional"):
             set_(self, name, _names(name, getattr(self, name)))
         set_(self, "preload", tuple(_strings("preload", self.preload)))
@@ -116,7 +118,7 @@ class Policy:
         if self.require is not None:
             set_(self, "require", _names("require", self.require))
         if self.cgroup is not None:
-            os.fspath(self.cgroup)
+            set_(self, "cgroup", _absolute(self.cgroup))
         for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be true or false, not {getattr(self, name)!r}")
@@ -292,6 +294,18 @@ _FIELDS = tuple(each.name for each in dataclasses.fields(Policy) if each.init)
 
 def _make(kind: type[Policy], fields: dict[str, Any]) -> Policy:
     return kind(**fields)
+
+
+def _absolute(path: str | os.PathLike[str]) -> str:
+    """Make a path mean the same in any working directory, and in other processes."""
+    text = os.fspath(path)
+    return text if os.path.isabs(text) else os.path.join(os.getcwd(), text)
+
+
+def _anchored(entry: Entry) -> Entry:
+    if isinstance(entry, Bind | Overlay):
+        return dataclasses.replace(entry, source=_absolute(entry.source))
+    return entry
 
 
 def _strings(name: str, value: Iterable[str]) -> list[str]:
