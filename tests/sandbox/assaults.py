@@ -47,10 +47,10 @@ def directory() -> Iterator[Path]:
 # --- limits -------------------------------------------------------------------------------------
 
 
-def _bomb(code: str) -> Verdict:
+def _bomb(code: str, wall_time: float = 20) -> Verdict:
     """Run what takes memory, and then waits for as many seconds as it is told to."""
     assert run(code, "0").reason == "exited"
-    limits = {"memory": 64 << 20, "optional": ["memory", "swap"], "wall_time": 1}
+    limits = {"memory": 64 << 20, "optional": ["memory", "swap"], "wall_time": wall_time}
     return run(code, "1000", **limits)
 
 
@@ -91,7 +91,8 @@ def memory_bomb_in_nameless_files() -> None:
         "import os, sys, time\n"
         "file = os.memfd_create('x')\n"
         "for i in range(100): os.write(file, bytes(1 << 20))\n"
-        "time.sleep(int(sys.argv[1]))\n"
+        "time.sleep(int(sys.argv[1]))\n",
+        1,
     )
     line = {line.name: line for line in verdict.receipt}["memory"]
     if line.state == "applied":
@@ -433,6 +434,28 @@ def hostile_names() -> None:
             verdict = run(_LOOKS, files=files)
             assert verdict.ok, verdict
             assert len(verdict.stdout.splitlines()) == len(files)
+
+
+@assault
+def namespaces_within() -> None:
+    """Whoever may make a user namespace has all capabilities there, but not over our mounts."""
+    code = (
+        "import ctypes, os\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "assert libc.unshare(0x1002_0000) == 0\n"  # CLONE_NEWUSER, CLONE_NEWNS
+        "assert libc.mount(b'x', b'/tmp', b'tmpfs', 0, None) == 0, ctypes.get_errno()\n"
+        "for path in (b'/shown', b'/', b'/proc', b'/proc/keys', b'/dev'):\n"
+        "    assert libc.mount(None, path, None, 32 | 4096, None) != 0, path\n"
+        "    assert libc.umount2(path, 2) != 0, path\n"
+        "try: open('/shown/file', 'w')\n"
+        "except OSError as error: assert error.errno == 30, error\n"
+        "else: assert 0\n"
+    )
+    with directory() as where:
+        own(where / "file", "ours")
+        policy = {"seccomp": False, "landlock": False}
+        verdict = run(code, files={"/shown": Bind(where)}, **policy)
+        assert verdict.ok, verdict
 
 
 @assault
