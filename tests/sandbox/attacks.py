@@ -190,6 +190,13 @@ for _how in CHANGES:
     probe(HOST, name=f"{_how}_in_a_readonly_bind")(partial(_change, _how))
 
 
+@probe(HOST)
+def hold_up_who_writes(t: Targets) -> bool:
+    """By a lease of a file that may be read."""
+    with open(f"{t.readonly}/utime") as file:
+        return fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK) == 0
+
+
 _RDONLY, _NOSUID, _NODEV, _REMOUNT, _BIND, _DETACH = 1, 2, 4, 32, 4096, 2
 
 
