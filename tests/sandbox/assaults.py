@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -179,6 +180,21 @@ def endless_forks() -> None:
         "    except OSError: pass\n",
         processes=20,
     )  # fmt: skip
+
+
+@assault
+def many_sandboxes() -> None:
+    """However they end, none keeps descriptors of ours."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
+    try:
+        for i in range(30):
+            system = Sandbox(system=True, output_size=10)
+            assert system.run(["true"]).ok, i
+            assert system.run(["no-such-program"]).reason == "start_failed", i
+            assert system.run(["yes"]).reason == "output", i
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 # --- what is left -------------------------------------------------------------------------------

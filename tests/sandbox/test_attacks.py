@@ -25,7 +25,12 @@ from tests.sandbox.attacks import BROKEN, HOST, PROBES, ROOT, SUCCEEDED
 IS_ROOT = os.geteuid() == 0
 USERS = ("root", "user")
 _TESTS = str(Path(__file__).parents[2])
-_ABSENT = ("ENOSYS", "EAFNOSUPPORT", "EOPNOTSUPP")  # what a kernel, or a file system, has not
+_ABSENT = (
+    "ENOSYS",
+    "EAFNOSUPPORT",
+    "EOPNOTSUPP",
+    "ENODEV",
+)  # what a kernel, or a file system, has not
 
 
 def _environment() -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 The default allows the calls that this build knows but for those that containers deny: Docker's
 default profile for a container without capabilities, less io_uring, most of which goes past
-filters, less the means to get at other processes, and less leases of files. What is newer than this build does not exist
-(ENOSYS), so programs fall back to what is older.
+filters, less the means to get at other processes, and less leases of files. What is newer than this
+build does not exist (ENOSYS), so programs fall back to what is older.
 """
 
 from __future__ import annotations
