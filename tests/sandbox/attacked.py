@@ -111,9 +111,9 @@ def place(python: str, setuid: str = "", *, harmless: bool = False) -> Iterator[
             (directory / each).mkdir()
             (directory / each).chmod(0o777)
         for how in attacks.CHANGES:
-            _own(directory / "readonly" / how, "ours")
-        _own(directory / "given", "ours")
-        before = _tree(directory)
+            own(directory / "readonly" / how, "ours")
+        own(directory / "given", "ours")
+        before = tree(directory)
         path = f"{name}/sockets/socket"
         order = json.dumps({"victim": [path, directory.name], "numbers": attacks.numbers})
         victim = subprocess.Popen(
@@ -148,10 +148,10 @@ def place(python: str, setuid: str = "", *, harmless: bool = False) -> Iterator[
         if harmless:
             assert int(signals) == 0
             (directory / "sockets" / "socket").unlink()
-            assert _tree(directory) == before
+            assert tree(directory) == before
 
 
-def _own(file: Path, text: str) -> None:
+def own(file: Path, text: str) -> None:
     """Make a file that the attacker may do with as he likes."""
     file.write_text(text)
     file.chmod(0o666)
@@ -159,7 +159,7 @@ def _own(file: Path, text: str) -> None:
         os.chown(file, NOBODY, NOBODY)
 
 
-def _tree(directory: Path) -> dict[str, object]:
+def tree(directory: Path) -> dict[str, object]:
     """All that can be seen of files: contents, modes, times."""
     return {
         str(path): (

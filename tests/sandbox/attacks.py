@@ -190,6 +190,13 @@ for _how in CHANGES:
     probe(HOST, name=f"{_how}_in_a_readonly_bind")(partial(_change, _how))
 
 
+@probe(HOST)
+def hold_up_who_writes(t: Targets) -> bool:
+    """By a lease of a file that may be read."""
+    with open(f"{t.readonly}/utime") as file:
+        return fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK) == 0
+
+
 _RDONLY, _NOSUID, _NODEV, _REMOUNT, _BIND, _DETACH = 1, 2, 4, 32, 4096, 2
 
 
@@ -219,7 +226,8 @@ probe(UNGUARDED, name="mount_a_tmpfs")(partial(_mount, "tmpfs", ""))
 probe(UNGUARDED, name="mount_an_overlay")(
     partial(_mount, "overlay", "lowerdir={0},upperdir={1}/upper,workdir={1}/work")
 )
-probe(UNGUARDED, name="open_a_file_system")(calls("fsopen", b"tmpfs", 0))
+for _kind in ("tmpfs", "proc", "overlay", "fuse"):
+    probe(UNGUARDED, name=f"fsopen_{_kind}")(calls("fsopen", _kind.encode(), 0))
 probe(UNGUARDED, name="copy_a_mount")(calls("open_tree", _AT_FDCWD, b"/", 1))
 probe(UNGUARDED, name="pivot_root", by_errno=True)(calls("pivot_root", b"/", b"/no-such"))
 
@@ -513,6 +521,21 @@ def open_a_packet_socket(t: Targets) -> bool:
 def take_the_network_down(t: Targets) -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
         fcntl.ioctl(one, 0x8914, b"lo".ljust(40, b"\0"))  # SIOCSIFFLAGS
+    return True
+
+
+@probe(UNGUARDED)
+def add_a_network_device(t: Targets) -> bool:
+    """A bridge, by RTM_NEWLINK, rtnetlink(7)."""
+    info = struct.pack("=HHHH8s", 16, 18, 11, 1, b"bridge")  # IFLA_LINKINFO, IFLA_INFO_KIND
+    header = struct.pack("=BxHiII", 0, 0, 0, 0, 0)
+    flags = 0x1 | 0x4 | 0x400 | 0x200  # NLM_F_REQUEST, ACK, CREATE, EXCL
+    size = 16 + len(header) + len(info)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as one:
+        one.sendto(struct.pack("=IHHII", size, 16, flags, 1, 0) + header + info, (0, 0))
+        error = struct.unpack_from("=i", one.recv(4096), 16)[0]
+    if error:
+        raise OSError(-error, "RTM_NEWLINK")
     return True
 
 

@@ -11,11 +11,12 @@ from tests.waiting import children
 
 
 def host_state() -> dict[str, object]:
-    """Mounts, cgroups, our children, our descriptors, our ids and the host's name."""
+    """Mounts, our cgroups, children, descriptors and privileges, and the host's name."""
     mounts = Path("/proc/self/mountinfo").read_text()
     fields = [line.split() for line in mounts.splitlines()]
     trees = [each[4] for each in fields if each[each.index("-") + 1] == "cgroup2"]
-    groups = [sorted(name for name, _, _ in os.walk(tree) if "/ramet-" in name) for tree in trees]
+    ours = f"/ramet-{os.getpid()}-"  # others may have theirs
+    groups = [sorted(name for name, _, _ in os.walk(tree) if ours in name) for tree in trees]
     return {
         "mounts": mounts,
         "cgroups": groups,

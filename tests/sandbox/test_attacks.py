@@ -14,16 +14,23 @@ import tempfile
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.sandbox.assaults import ASSAULTS
 from tests.sandbox.attacked import INSIDE, NOBODY, Outcomes
 from tests.sandbox.attacks import BROKEN, HOST, PROBES, ROOT, SUCCEEDED
 
 IS_ROOT = os.geteuid() == 0
 USERS = ("root", "user")
 _TESTS = str(Path(__file__).parents[2])
-_ABSENT = ("ENOSYS", "EAFNOSUPPORT", "EOPNOTSUPP")  # what a kernel, or a file system, has not
+_ABSENT = (
+    "ENOSYS",
+    "EAFNOSUPPORT",
+    "EOPNOTSUPP",
+    "ENODEV",
+)  # what a kernel, or a file system, has not
 
 
 def _environment() -> dict[str, str]:
@@ -65,15 +72,19 @@ def setuid_program() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session", params=USERS)
-def outcomes(request: pytest.FixtureRequest, setuid_program: str) -> Outcomes:
-    """What came of all attacks when this user starts the sandboxes."""
+def user(request: pytest.FixtureRequest) -> str:
+    """Who starts the sandboxes."""
     if request.param == "root" and not IS_ROOT:
         pytest.skip("only user 0 can start sandboxes as user 0")
-    python = python_of_users()
+    return str(request.param)
+
+
+def run_as(user: str, module: str, *args: str) -> Any:
+    """Run a module of the tests as a user; what it prints."""
     nobody = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--"]
-    before = ["setpriv", *nobody] if IS_ROOT and request.param == "user" else []
+    before = ["setpriv", *nobody] if IS_ROOT and user == "user" else []
     done = subprocess.run(
-        [*before, python, "-W", "error", "-m", "tests.sandbox.attacked", python, setuid_program],
+        [*before, python_of_users(), "-W", "error", "-m", f"tests.sandbox.{module}", *args],
         env=_environment(),
         capture_output=True,
         text=True,
@@ -81,8 +92,26 @@ def outcomes(request: pytest.FixtureRequest, setuid_program: str) -> Outcomes:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found: Outcomes = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="session")
+def outcomes(user: str, setuid_program: str) -> Outcomes:
+    """What came of all probes."""
+    found: Outcomes = run_as(user, "attacked", python_of_users(), setuid_program)
     return found
+
+
+@pytest.fixture(scope="session")
+def faults(user: str) -> dict[str, str]:
+    """What was wrong with each assault."""
+    found: dict[str, str] = run_as(user, "assaults")
+    return found
+
+
+@pytest.mark.parametrize("name", ASSAULTS)
+def test_assault(faults: dict[str, str], name: str) -> None:
+    assert not faults[name]
 
 
 @pytest.mark.parametrize("name", PROBES)

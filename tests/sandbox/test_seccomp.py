@@ -88,6 +88,8 @@ PROBES = {
     "clone with a namespace": (call("clone", 0x1000_0000 | 0x200, 0, 0, 0, 0), errno.EINVAL),
     "TIOCSTI": (call("ioctl", -1, 0x5412, 0), errno.EBADF),
     "TIOCSTI, as the kernel sees it": (call("ioctl", -1, 0x5412 | HIGH, 0), errno.EBADF),
+    "F_SETLEASE": (call("fcntl", -1, 1024, 0), errno.EBADF),
+    "F_SETDELEG": (call("fcntl", -1, 1040, 0), errno.EBADF),
     "personality": (call("personality", 0x40000), 0),
     "personality, as the kernel sees it": (call("personality", 0x40000 | HIGH), 0),
     "vsock": (call("socket", 40, 1, 0), None),
@@ -115,7 +117,7 @@ def test_probes(name: str) -> None:
 def test_what_is_allowed() -> None:
     calls = [
         call("getpid"), call("personality", 0xFFFF_FFFF), call("socket", 2, 1, 0),
-        call("socket", 1, 1, 0), call("memfd_create", b"x", 0),
+        call("socket", 1, 1, 0), call("fcntl", 0, 1, 0), call("memfd_create", b"x", 0),
         call("landlock_create_ruleset", 0, 0, 1), call("pidfd_open", os.getpid(), 0),
         call("close_range", 90, 99, 0),
     ]  # fmt: skip

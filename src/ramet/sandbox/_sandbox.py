@@ -149,7 +149,8 @@ class Sandbox(Policy):
             stdout: a descriptor of ours that it writes to; by default what it writes is kept.
             stderr: the same.
             fds: more descriptors that it has, by their numbers there. What they lead to is not
-                protected; directories are refused.
+                protected; directories are refused. Of all descriptors: without Landlock a file that
+                is open for reading can be opened for writing, if its modes allow it.
 
         Returns:
             The verdict; also if the program could not be started.

@@ -2,8 +2,8 @@
 
 The default allows the calls that this build knows but for those that containers deny: Docker's
 default profile for a container without capabilities, less io_uring, most of which goes past
-filters, and less the means to get at other processes. What is newer than this build does not exist
-(ENOSYS), so programs fall back to what is older.
+filters, less the means to get at other processes, and less leases of files. What is newer than this
+build does not exist (ENOSYS), so programs fall back to what is older.
 """
 
 from __future__ import annotations
@@ -49,6 +49,9 @@ _NAMESPACES = int(
 )
 _AF_VSOCK = 40  # talks to the host of a virtual machine
 _INPUT = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: put text into a terminal, for others to read
+# Whoever writes to a file that somebody has a lease of waits, 45 seconds by default; and one can be
+# had of any file of the same user that may be read. F_SETLEASE, F_SETDELEG.
+_LEASES = (1024, 1024 + 16)
 _PERSONALITIES = (0, 0x8, 0x20000, 0x20008, 0xFFFF_FFFF)
 _BITS = 32  # which are all that the kernel looks at
 _LOW = (1 << _BITS) - 1
@@ -87,6 +90,7 @@ _BY_ARGUMENT: dict[str, tuple[int, _Masks, int, _Masks]] = {
     "clone3": (0, [], errno.ENOSYS, []),
     "socket": (0, _others([_AF_VSOCK]), errno.EAFNOSUPPORT, _these([_AF_VSOCK])),
     "ioctl": (1, _others(_INPUT), errno.EPERM, _these(_INPUT)),
+    "fcntl": (1, _others(_LEASES), errno.EPERM, _these(_LEASES)),
     "personality": (0, _these(_PERSONALITIES), errno.EPERM, []),
 }
 _UNKNOWN = -1  # __NR_SCMP_ERROR; other negative numbers are calls of other architectures
