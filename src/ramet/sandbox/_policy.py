@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import os
 import re
 import resource
-import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -275,6 +273,8 @@ class Policy:
             ValueError: it is no TOML, or says what there is not.
             TypeError: a value of a wrong kind.
         """
+        import tomllib  # noqa: PLC0415 - for files only
+
         text = _read(path)
         try:
             content = tomllib.loads(text.decode())
@@ -310,6 +310,8 @@ def _choose(name: str, given: Iterable[str], known: Iterable[str]) -> None:
     choices = sorted(known)
     for each in given:
         if each not in choices:
+            import difflib  # noqa: PLC0415 - for errors only
+
             close = difflib.get_close_matches(str(each), choices, 1)
             hint = f"; was {close[0]!r} meant?" if close else f": {', '.join(choices)}"
             raise ValueError(f"{name} has no {each!r}{hint}")

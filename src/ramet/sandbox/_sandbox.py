@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ramet._deadlines import check_timeout
 from ramet._native import Descriptor
@@ -16,9 +15,11 @@ from ramet._spawn import File, check_args, check_fds
 from ramet._steps import Path
 from ramet.sandbox._plan import Plan, make_plan
 from ramet.sandbox._policy import Policy
-from ramet.sandbox._popen import SandboxedPopen
 from ramet.sandbox._run import Started, run, start
 from ramet.sandbox._verdict import Protection, ProtectionError, Verdict
+
+if TYPE_CHECKING:
+    from ramet.sandbox._popen import SandboxedPopen
 
 
 class Sandbox(Policy):
@@ -210,6 +211,8 @@ class Sandbox(Policy):
         Raises:
             Exception: as `run`.
         """
+        import asyncio  # noqa: PLC0415 - it takes longer to import than all else here
+
         gate, turn = Descriptor.gate(), Lock()
 
         def work() -> Verdict | None:
@@ -270,6 +273,8 @@ class Sandbox(Policy):
             ChildError: a step of the start failed.
             TypeError, ValueError, OSError: as `run`.
         """
+        from ramet.sandbox._popen import SandboxedPopen  # noqa: PLC0415 - it imports subprocess
+
         args = check_args(args)
         plan = self._plan(tuple(sorted(_more_fds({fd: fd for fd in pass_fds}))))
         unwatched = ["wall_time"] if self.wall_time is not None else []

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import json
+import binascii
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -118,6 +117,8 @@ class Verdict:
         Args:
             indent: as of json.dumps.
         """
+        import json  # noqa: PLC0415 - here only
+
         content = {name: getattr(self, name) for name in self.__dataclass_fields__}
         content["stdout"], content["stderr"] = _text(self.stdout), _text(self.stderr)
         content["receipt"] = [line._asdict() for line in self.receipt]
@@ -128,13 +129,17 @@ def _text(data: bytes) -> str | dict[str, str]:
     try:
         return data.decode()
     except UnicodeDecodeError:
-        return {"base64": base64.b64encode(data).decode()}
+        return _base64(data)
+
+
+def _base64(data: bytes | bytearray | memoryview) -> dict[str, str]:
+    return {"base64": binascii.b2a_base64(data, newline=False).decode()}
 
 
 def _plain(value: object) -> object:
     """Turn what JSON does not have into what it has."""
     if isinstance(value, bytes | bytearray | memoryview):
-        return {"base64": base64.b64encode(value).decode()}
+        return _base64(value)
     if hasattr(value, "tolist"):  # an array
         return value.tolist()
     return repr(value)
