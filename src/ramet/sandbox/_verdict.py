@@ -5,6 +5,7 @@ from __future__ import annotations
 import binascii
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from errno import ENOENT
 from typing import Any, Literal, NamedTuple
 
 Reason = Literal[
@@ -58,6 +59,7 @@ class Verdict:
         signal: the number of the signal that ended it, else None.
         error: what failed, for ``"start_failed"`` (the step, with its system call) and
             ``"raised"`` (the traceback); else None.
+        errno: the error of execve(2) with which the program itself was refused, else None.
         wall_time: seconds from the start to the end.
         user_time: seconds of processor time in programs.
         system_time: seconds of processor time in the kernel.
@@ -75,6 +77,7 @@ class Verdict:
     exit_code: int | None = None
     signal: int | None = None
     error: str | None = None
+    errno: int | None = None
     wall_time: float = 0.0
     user_time: float = 0.0
     system_time: float = 0.0
@@ -97,10 +100,13 @@ class Verdict:
         """The exit status that a shell would give.
 
         The exit code; 128 and the signal's number; 124 as timeout(1) for what was killed at a
-        limit; 126 for what could not be started.
+        limit; 127 if there is no such program, 126 if it cannot be executed; 125 if there was
+        no sandbox.
         """
         if self.reason in {"timeout", "cpu", "memory", "output"}:
             return 124
+        if self.reason == "start_failed":
+            return {None: 125, ENOENT: 127}.get(self.errno, 126)
         if self.exit_code is not None:
             return self.exit_code
         return 126 if self.signal is None else 128 + self.signal
