@@ -39,7 +39,7 @@ def sample(first: int) -> Sample:
     memory = largest = 0
     user = system = 0
     depth = len(_status("self").get("NSpid", "").split())
-    for pid in _walk(first):
+    for pid in walk(first):
         with suppress(OSError):  # it has ended
             status = _status(pid)
             # What is not in the namespace has got the pid of one that was.
@@ -54,7 +54,8 @@ def sample(first: int) -> Sample:
     return Sample(memory, largest, user / _TICKS, system / _TICKS)
 
 
-def _walk(first: int) -> Iterator[int]:
+def walk(first: int) -> Iterator[int]:
+    """List a process and its descendants."""
     waiting = [first]
     while waiting:
         pid = waiting.pop()

@@ -1,0 +1,147 @@
+"""``ramet run``: a program in a sandbox, with our own streams, signals and exit status."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+from ramet._cli import end_by
+from ramet._cli._errors import FAILED, CommandError, reason
+from ramet._cli._options import Parser, make_parser, parse, sandbox_of
+from ramet.sandbox import _tree
+from ramet.sandbox._verdict import Verdict
+
+_DESCRIPTION = """\
+Run a program in a sandbox: it sees the files that are listed here, read-only unless said otherwise,
+and has no network, no capabilities, an empty environment, and processes of its own. All of it ends
+with the program, or with this command."""
+_EPILOG = """\
+The exit status is that of the program; 128 and the signal's number if a signal ended it; 124 if it
+was killed at a limit; 127 if there is no such program, 126 if it cannot be executed; 125 if there
+was no sandbox. Nothing is run without a protection that was asked for, unless it is --optional."""
+_AT_LIMIT = {
+    "timeout": "it was killed when its time was over, after {0:.2f} s",
+    "cpu": "it was killed when it had used up its processor time, after {0:.2f} s",
+    "memory": "it was killed when it had used more memory than it may",
+    "output": "it was killed when it had written more than it may",
+}
+_PYTHON = ("python", "python3")
+_DEADLY = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+class _EndedError(BaseException):
+    """A signal is to end this process, once the sandbox has ended."""
+
+
+def _parser() -> Parser:
+    parser = make_parser("run", _DESCRIPTION, _EPILOG)
+    group = parser.add_argument_group("the verdict")
+    group.add_argument("--json", action="store_true", help="write it as JSON, to stderr")
+    group.add_argument("--json-fd", type=int, metavar="FD", help="write it to a descriptor")
+    group.add_argument(
+        "--capture", action="store_true", help="keep what the program writes, as a part of it"
+    )
+    group = parser.add_argument_group("descriptors")
+    group.add_argument(
+        "--pass-fd", type=int, action="append", default=[], metavar="FD",
+        help="one that the program has, too, beside 0, 1 and 2; can be repeated",
+    )  # fmt: skip
+    return parser
+
+
+def main(words: Sequence[str]) -> int:
+    """Run it.
+
+    Args:
+        words: the command line behind ``ramet run``.
+
+    Returns:
+        The exit status.
+    """
+    options = parse(_parser(), words)
+    if not options.command:
+        raise CommandError("there is no program to run; see ramet run --help")
+    if options.capture and options.json_fd is None:
+        options.json = True
+    try:
+        with _signals():
+            verdict = _run(options)
+    except _EndedError as error:
+        end_by(error.args[0])
+        return FAILED
+    except (CommandError, RuntimeError, OSError, TypeError, ValueError) as error:
+        verdict = Verdict(reason="start_failed", error=reason(error))
+    _report(verdict, options)
+    return verdict.shell_status
+
+
+def _run(options: argparse.Namespace) -> Verdict:
+    sandbox = sandbox_of(options)
+    program, *arguments = options.command
+    if sandbox.python and program in _PYTHON:
+        program = sys.executable  # which PATH need not lead to
+    output = None if options.capture else 1
+    errors = None if options.capture else 2
+    fds = {number: number for number in options.pass_fd}
+    return sandbox.run([program, *arguments], stdin=0, stdout=output, stderr=errors, fds=fds)
+
+
+def _report(verdict: Verdict, options: argparse.Namespace) -> None:
+    """Say what became of it: as JSON, or what the exit status alone does not tell."""
+    targets = [options.json_fd] if options.json_fd is not None else []
+    targets += [2] if options.json else []
+    for number in targets:
+        with open(number, "w", encoding="utf-8", closefd=False) as file:
+            file.write(f"{verdict.to_json()}\n")
+    if targets:
+        return
+    text = verdict.error or _AT_LIMIT.get(verdict.reason, "").format(verdict.wall_time)
+    if text:
+        sys.stderr.write(f"ramet run: {text}\n")
+
+
+# --- signals --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Have signals end the sandbox first, and those of a terminal stop all of it."""
+    handlers = dict.fromkeys(_DEADLY, _end) | {signal.SIGTSTP: _stop}
+    # What is ignored stays so: by nohup, or in the background of a script.
+    ours = {
+        number: handler
+        for number, handler in handlers.items()
+        if signal.getsignal(number) != signal.SIG_IGN
+    }
+    before = {number: signal.signal(number, handler) for number, handler in ours.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(number: int, _frame: object) -> None:
+    for each in _DEADLY:  # it ends in a moment, and not in the middle of that
+        signal.signal(each, signal.SIG_IGN)
+    raise _EndedError(number)
+
+
+def _stop(number: int, _frame: object) -> None:
+    """Stop what is in the sandbox, and this process, until it is continued."""
+    _send_all(signal.SIGSTOP)
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    signal.signal(number, _stop)
+    _send_all(signal.SIGCONT)
+
+
+def _send_all(number: int) -> None:
+    """Send a signal to our descendants, which are those in the sandbox."""
+    for pid in list(_tree.walk(os.getpid()))[1:]:
+        with suppress(OSError):  # it has ended
+            os.kill(pid, number)
