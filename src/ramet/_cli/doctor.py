@@ -227,8 +227,8 @@ def _check_seccomp() -> Iterator[Check]:
     try:
         _seccomp.libseccomp()
     except RuntimeError as error:
-        yield Check("libseccomp", False, reason(error), "install libseccomp (Debian: libseccomp2), "
-                    "and ramet[sandbox]", needed=True)  # fmt: skip
+        advice = "install it (Debian: libseccomp2)"
+        yield Check("libseccomp", False, reason(error), advice, needed=True)
         return
     yield Check("libseccomp", True, needed=True)
     fault = _try({}, seccomp=True)

@@ -82,7 +82,7 @@ class Sandbox(Policy):
     Raises:
         FileNotFoundError: a file or directory to show is not there.
         TypeError, ValueError: something that there is not, or that does not go together.
-        RuntimeError: lists of system calls, without libseccomp and pyseccomp (``ramet[sandbox]``).
+        RuntimeError: lists of system calls, without libseccomp.
 
     Source: namespaces(7), user_namespaces(7), seccomp(2), landlock(7), cgroups(7).
     """

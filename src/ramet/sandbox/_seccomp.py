@@ -9,7 +9,8 @@ filters, and less the means to get at other processes. What is newer than this b
 from __future__ import annotations
 
 import errno
-import tempfile
+import os
+import struct
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
@@ -89,23 +90,38 @@ _BY_ARGUMENT: dict[str, tuple[int, _Masks, int, _Masks]] = {
     "ioctl": (1, _others(_INPUT), errno.EPERM, _these(_INPUT)),
     "personality": (0, _these(_PERSONALITIES), errno.EPERM, []),
 }
+# seccomp.h
+_LIBRARY = "libseccomp.so.2"
+_ALLOW, _ERRNO = 0x7FFF_0000, 0x0005_0000  # SCMP_ACT_ALLOW, SCMP_ACT_ERRNO
 _UNKNOWN = -1  # __NR_SCMP_ERROR; other negative numbers are calls of other architectures
-_BY_TREE = 2  # of SCMP_FLTATR_CTL_OPTIMIZE
+_OPTIMIZE, _BY_TREE = 8, 2  # SCMP_FLTATR_CTL_OPTIMIZE
+_CONDITION = struct.Struct("=2I2Q")  # struct scmp_arg_cmp
+_MASKED_EQ = 7  # SCMP_CMP_MASKED_EQ
 
 
+@lru_cache(maxsize=1)
 def libseccomp() -> Any:
-    """Import pyseccomp, and libseccomp with it.
+    """Load libseccomp.
 
     Raises:
-        RuntimeError: one of them is not there.
+        RuntimeError: it is not there.
     """
+    # Not earlier: it takes as long as much of what is imported here.
+    from ctypes import CDLL, c_char_p, c_int, c_uint, c_uint32, c_void_p  # noqa: PLC0415
+
     try:
-        import pyseccomp  # type: ignore[import-not-found,import-untyped,unused-ignore] # noqa: PLC0415
-    except (ImportError, RuntimeError) as error:
-        raise RuntimeError(
-            f"filters of system calls need libseccomp, and pyseccomp, of ramet[sandbox]: {error}"
-        ) from None
-    return pyseccomp
+        library = CDLL(_LIBRARY)
+    except OSError as error:
+        raise RuntimeError(f"filters of system calls need libseccomp: {error}") from None
+    library.seccomp_init.argtypes = (c_uint32,)
+    library.seccomp_init.restype = c_void_p
+    library.seccomp_release.argtypes = (c_void_p,)
+    library.seccomp_release.restype = None
+    library.seccomp_attr_set.argtypes = (c_void_p, c_int, c_uint32)
+    library.seccomp_rule_add_array.argtypes = (c_void_p, c_uint32, c_int, c_uint, c_char_p)
+    library.seccomp_export_bpf.argtypes = (c_void_p, c_int)
+    library.seccomp_syscall_resolve_name.argtypes = (c_char_p,)
+    return library
 
 
 def check_names(names: Iterable[str]) -> frozenset[str]:
@@ -118,9 +134,9 @@ def check_names(names: Iterable[str]) -> frozenset[str]:
     if isinstance(names, str):
         raise TypeError(f"system calls are several names, not one string: {names!r}")
     found = frozenset(names)
-    resolve = libseccomp().resolve_syscall
+    resolve = libseccomp().seccomp_syscall_resolve_name
     for name in found - NUMBERS.keys() - DENIED:
-        if resolve(libseccomp().Arch.NATIVE, name) == _UNKNOWN:
+        if resolve(os.fsencode(name)) == _UNKNOWN:
             raise ValueError(f"there is no system call {name!r}")
     return found
 
@@ -136,10 +152,10 @@ def filter_program(*, allow: Iterable[str] = (), deny: Iterable[str] = ()) -> by
         A classic BPF program for `Program.seccomp`. Calls of another architecture end the process.
 
     Raises:
-        RuntimeError: libseccomp or pyseccomp is not there.
+        RuntimeError: libseccomp is not there.
         TypeError, ValueError: names that are no system calls, or that are in both.
 
-    Source: seccomp(2), seccomp_rule_add(3).
+    Source: seccomp(2), seccomp_rule_add(3), seccomp_export_bpf(3).
     """
     allowed, denied = check_names(allow), check_names(deny)
     if both := allowed & denied:
@@ -149,28 +165,49 @@ def filter_program(*, allow: Iterable[str] = (), deny: Iterable[str] = ()) -> by
 
 @lru_cache(maxsize=32)
 def _make(allow: frozenset[str], deny: frozenset[str]) -> bytes:
-    scmp = libseccomp()
-    made = scmp.SyscallFilter(scmp.ERRNO(errno.ENOSYS))
-    made.set_attr(scmp.Attr.CTL_OPTIMIZE, _BY_TREE)
+    made = _Filter(_ERRNO | errno.ENOSYS)
     for name, number in NUMBERS.items():
         if name in allow:
-            made.add_rule(scmp.ALLOW, number)
+            made.add(_ALLOW, number)
         elif name in DENIED | deny:
-            made.add_rule(scmp.ERRNO(errno.EPERM), number)
+            made.add(_ERRNO | errno.EPERM, number)
         elif name not in _BY_ARGUMENT:
-            made.add_rule(scmp.ALLOW, number)
+            made.add(_ALLOW, number)
         else:
             place, allowed, error, refused = _BY_ARGUMENT[name]
             for mask, value in allowed:
-                made.add_rule(scmp.ALLOW, number, scmp.Arg(place, scmp.MASKED_EQ, mask, value))
+                made.add(_ALLOW, number, _CONDITION.pack(place, _MASKED_EQ, mask, value))
             for mask, value in refused:
-                condition = scmp.Arg(place, scmp.MASKED_EQ, mask, value)
-                made.add_rule(scmp.ERRNO(error), number, condition)
-    return _export(made)
+                made.add(_ERRNO | error, number, _CONDITION.pack(place, _MASKED_EQ, mask, value))
+    return made.export()
 
 
-def _export(made: Any) -> bytes:
-    with tempfile.TemporaryFile() as file:
-        made.export_bpf(file)
-        file.seek(0)
-        return file.read()
+class _Filter:
+    """A filter of libseccomp."""
+
+    def __init__(self, default: int) -> None:
+        self._library = libseccomp()
+        self._context = self._library.seccomp_init(default)
+        _check(0 if self._context else -errno.ENOMEM)
+        _check(self._library.seccomp_attr_set(self._context, _OPTIMIZE, _BY_TREE))
+
+    def add(self, action: int, number: int, condition: bytes = b"") -> None:
+        add = self._library.seccomp_rule_add_array
+        _check(add(self._context, action, number, bool(condition), condition or None))
+
+    def export(self) -> bytes:
+        fd = os.memfd_create("filter")
+        with open(fd, "rb") as file:
+            _check(self._library.seccomp_export_bpf(self._context, fd))
+            file.seek(0)
+            return file.read()
+
+    def __del__(self) -> None:
+        if context := getattr(self, "_context", None):
+            self._library.seccomp_release(context)
+
+
+def _check(result: int) -> None:
+    """Raise what libseccomp returns."""
+    if result < 0:
+        raise OSError(-result, f"libseccomp: {os.strerror(-result)}")
