@@ -1,8 +1,6 @@
 """``python -m ramet``: the ``ramet`` command."""
 
-import sys
-
-from ramet._cli import main
+from ramet._cli import main_and_exit
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main_and_exit()

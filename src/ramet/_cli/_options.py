@@ -441,11 +441,21 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
 # --- reading them ---------------------------------------------------------------------------------
 
 
+_WIDTH = 100
+
+
 class Parser(argparse.ArgumentParser):
     """One whose errors are those of the command."""
 
     def error(self, message: str) -> NoReturn:
         raise CommandError(f"{message}; see ramet {self.prog.split()[-1]} --help")
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """One that does not ask for the size of the terminal, at each option that there is."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_WIDTH)
 
 
 class _Collect(argparse.Action):
@@ -462,23 +472,27 @@ class _Collect(argparse.Action):
         namespace.changes.append((option_string, self.const, words))
 
 
-def make_parser(command: str, description: str, epilog: str = "") -> Parser:
-    """Make a parser with all options of a policy."""
+def make_parser(command: str, words: Sequence[str], description: str, epilog: str = "") -> Parser:
+    """Make a parser with the options of a policy: those that are used, or all for its help."""
+    used = {word.partition("=")[0] for word in words}
+    complete = not used.isdisjoint(("-h", "--help"))
     parser = Parser(
         prog=f"ramet {command}",
         usage=f"ramet {command} [options] [--] PROGRAM [ARGUMENT...]",
         description=description,
         epilog=epilog,
         allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Formatter,
     )
     parser.set_defaults(changes=[])
     parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     parser.add_argument("--policy", metavar="FILE", help="a policy in TOML, which options change")
     for title, options in OPTIONS.items():
         group = parser.add_argument_group(title)
-        for names, words, change, text in options:
-            metavar = tuple(words.split())
+        for names, words_of, change, text in options:
+            if not complete and used.isdisjoint(names.split()):
+                continue
+            metavar = tuple(words_of.split())
             group.add_argument(
                 *names.split(),
                 action=_Collect,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import statistics
@@ -15,7 +14,7 @@ from typing import NamedTuple
 
 from ramet import _native
 from ramet._cli._errors import CommandError
-from ramet._cli._options import Parser
+from ramet._cli._options import Formatter, Parser
 from ramet._cli._progress import Progress
 from ramet._clone import clone
 from ramet._flags import CloneFlags
@@ -116,7 +115,7 @@ def main(words: Sequence[str]) -> int:
     parser = Parser(
         prog="ramet bench",
         description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Formatter,
     )
     parser.add_argument("--turns", type=int, default=50, metavar="N", help="of each; 50 by default")
     parser.add_argument(

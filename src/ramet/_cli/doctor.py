@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import sys
@@ -12,7 +11,7 @@ from errno import ENOENT
 from typing import Any, NamedTuple
 
 from ramet._cli._errors import reason
-from ramet._cli._options import Parser
+from ramet._cli._options import Formatter, Parser
 from ramet._cli._progress import Progress
 from ramet._flags import CloneFlags
 from ramet._probe import probe
@@ -309,7 +308,7 @@ def main(words: Sequence[str]) -> int:
     parser = Parser(
         prog="ramet doctor",
         description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Formatter,
     )
     parser.add_argument("--json", action="store_true", help="write it as JSON")
     options = parser.parse_args(words)

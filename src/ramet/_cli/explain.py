@@ -21,7 +21,7 @@ def main(words: Sequence[str]) -> int:
     Returns:
         The exit status.
     """
-    parser = make_parser("explain", _DESCRIPTION)
+    parser = make_parser("explain", words, _DESCRIPTION)
     parser.usage = "ramet explain [options]"
     parser.add_argument("--json", action="store_true", help="write it as JSON")
     options = parse(parser, words)

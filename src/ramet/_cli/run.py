@@ -37,8 +37,8 @@ class _EndedError(BaseException):
     """A signal is to end this process, once the sandbox has ended."""
 
 
-def _parser() -> Parser:
-    parser = make_parser("run", _DESCRIPTION, _EPILOG)
+def _parser(words: Sequence[str]) -> Parser:
+    parser = make_parser("run", words, _DESCRIPTION, _EPILOG)
     group = parser.add_argument_group("the verdict")
     group.add_argument("--json", action="store_true", help="write it as JSON, to stderr")
     group.add_argument("--json-fd", type=int, metavar="FD", help="write it to a descriptor")
@@ -62,7 +62,7 @@ def main(words: Sequence[str]) -> int:
     Returns:
         The exit status.
     """
-    options = parse(_parser(), words)
+    options = parse(_parser(words), words)
     if not options.command:
         raise CommandError("there is no program to run; see ramet run --help")
     if options.capture and options.json_fd is None:
