@@ -13,7 +13,6 @@ import os
 import posixpath
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ramet import _names
@@ -49,8 +48,7 @@ _LINKS_OF_DEVICES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Bind:
+class Bind(NamedTuple):
     """A file or directory of ours, with all that is mounted in it.
 
     Attributes:
@@ -65,8 +63,7 @@ class Bind:
     missing_ok: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Overlay:
+class Overlay(NamedTuple):
     """A directory of ours that seems to be writable: changes are in memory, and thrown away.
 
     Attributes:
@@ -80,8 +77,7 @@ class Overlay:
     inodes: int = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class Tmpfs:
+class Tmpfs(NamedTuple):
     """An empty directory in memory, which may be written to.
 
     Attributes:
@@ -95,8 +91,7 @@ class Tmpfs:
     mode: int = 0o755
 
 
-@dataclass(frozen=True, slots=True)
-class Directory:
+class Directory(NamedTuple):
     """An empty directory, which cannot be written to unless it is in a tmpfs.
 
     Attributes:
@@ -106,8 +101,7 @@ class Directory:
     mode: int = 0o755
 
 
-@dataclass(frozen=True, slots=True)
-class Symlink:
+class Symlink(NamedTuple):
     """A symbolic link.
 
     Attributes:
@@ -117,8 +111,7 @@ class Symlink:
     target: str
 
 
-@dataclass(frozen=True, slots=True)
-class File:
+class File(NamedTuple):
     """A file made of bytes.
 
     Attributes:
@@ -130,13 +123,14 @@ class File:
     mode: int = 0o444
 
 
-@dataclass(frozen=True, slots=True)
-class Proc:
+class Proc(NamedTuple):
     """The processes of the sandbox: proc(5), read-only."""
 
+    def __bool__(self) -> bool:  # as of all others, which are not empty
+        return True
 
-@dataclass(frozen=True, slots=True)
-class Devices:
+
+class Devices(NamedTuple):
     """A minimal /dev: null, zero, full, random, urandom, tty, terminals and shared memory.
 
     Attributes:
@@ -242,7 +236,7 @@ def _check_entry(path: str, entry: Entry) -> Checked | None:
     if not isinstance(mode, int) or not 0 <= mode <= _HIGHEST_MODE:
         raise ValueError(f"{path!r}: mode must be permissions, and no more than 0o1777: {mode!r}")
     if isinstance(entry, File):
-        return replace(entry, data=bytes(memoryview(entry.data)))
+        return entry._replace(data=bytes(memoryview(entry.data)))
     if isinstance(entry, Symlink):
         if not entry.target or "\0" in entry.target:
             raise ValueError(f"{path!r}: a symbolic link leads somewhere: {entry.target!r}")
@@ -251,7 +245,7 @@ def _check_entry(path: str, entry: Entry) -> Checked | None:
         source = os.path.realpath(entry.source, strict=True)
         if not os.path.isdir(source):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), source)
-        return replace(entry, source=source)
+        return entry._replace(source=source)
     if isinstance(entry, Bind):
         try:
             source = os.path.realpath(entry.source, strict=True)
