@@ -488,10 +488,9 @@ def make_parser(command: str, words: Sequence[str], description: str, epilog: st
     parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     parser.add_argument("--policy", metavar="FILE", help="a policy in TOML, which options change")
     for title, options in OPTIONS.items():
-        group = parser.add_argument_group(title)
-        for names, words_of, change, text in options:
-            if not complete and used.isdisjoint(names.split()):
-                continue
+        wanted = [each for each in options if complete or not used.isdisjoint(each.names.split())]
+        group = parser.add_argument_group(title) if wanted else parser
+        for names, words_of, change, text in wanted:
             metavar = tuple(words_of.split())
             group.add_argument(
                 *names.split(),

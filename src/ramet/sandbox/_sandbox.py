@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from ramet._deadlines import check_timeout
@@ -211,7 +210,9 @@ class Sandbox(Policy):
         Raises:
             Exception: as `run`.
         """
-        import asyncio  # noqa: PLC0415 - it takes longer to import than all else here
+        # Not earlier: asyncio takes longer to import than all else here.
+        import asyncio  # noqa: PLC0415
+        from threading import Lock  # noqa: PLC0415
 
         gate, turn = Descriptor.gate(), Lock()
 
