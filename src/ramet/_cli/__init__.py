@@ -54,6 +54,8 @@ def main_and_exit() -> NoReturn:
     """Run the command, and end this process, in the shortest time."""
     gc.disable()  # there is little garbage, and soon none
     _put_off("inspect")  # dataclasses imports it, and does not need it for what is here
+    _open_standard_streams()
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     status = main()
     sys.stderr.flush()
     os._exit(status)  # not much later than the program of `run`: nothing is left to be taken apart
@@ -74,14 +76,14 @@ def _put_off(name: str) -> None:
 
 
 def _run(name: str, words: list[str]) -> int:
-    _open_standard_streams()
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         status: int = import_module(f"ramet._cli.{name}").main(words)
         sys.stdout.flush()
     except (CommandError, RuntimeError, OSError, ValueError, TypeError) as error:
         sys.stderr.write(f"ramet {name}: {reason(error)}\n")
         return FAILED
+    except SystemExit:  # argparse has shown its help
+        return 0
     except KeyboardInterrupt:
         end_by(signal.SIGINT)
         raise
