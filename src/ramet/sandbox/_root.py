@@ -266,7 +266,7 @@ class Sources(NamedTuple):
     """What was opened of ours for a new root directory: mounts that are nowhere yet."""
 
     binds: Mapping[str, Result]
-    devices: Mapping[str, Result]
+    devices: Mapping[str, Mapping[str, Result]]
 
 
 def add_sources(program: Program, entries: Mapping[str, Checked]) -> Sources:
@@ -287,12 +287,14 @@ def add_sources(program: Program, entries: Mapping[str, Checked]) -> Sources:
             binds[path] = _open(program, entry)
         elif isinstance(entry, Overlay):
             binds[path] = _open(program, Source(os.fspath(entry.source)), recursive=False)
-    devices = {}
-    if any(isinstance(entry, Devices) for entry in entries.values()):
-        devices = {
+    devices = {
+        path: {
             name: _open(program, Source(f"/dev/{name}", writable=True, is_file=True, device=True))
             for name in _DEVICES
         }
+        for path, entry in entries.items()
+        if isinstance(entry, Devices)
+    }
     return Sources(binds, devices)
 
 
@@ -438,7 +440,7 @@ class _Tree:
         program = self._program
         dev = _tmpfs(program, Tmpfs(1 << 16, 100))
         self._mount(dev, path)
-        for name, device in self._sources.devices.items():
+        for name, device in self._sources.devices[path].items():
             self._mount(device, f"{path}/{name}", is_file=True)
         options = {"ptmxmode": "0666", "mode": "0620"}
         self._mount(_filesystem(program, "devpts", options, _PRIVILEGE_OF_DEVPTS), f"{path}/pts")
