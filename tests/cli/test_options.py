@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ramet._cli._options import OPTIONS, Draft, make_parser, parse, sandbox_of
+from ramet._cli._options import OPTIONS, Draft, drafted
+from ramet._cli._words import read
+from ramet._cli.run import PAGE
 from ramet.sandbox import Bind, Sandbox, _seccomp
 from tests.cli.conftest import Command
 
@@ -209,7 +211,7 @@ def test_processes(command: Command) -> None:
 
 
 def _made(*words: str) -> Sandbox:
-    return sandbox_of(parse(make_parser("run", words, ""), words))
+    return drafted(read(PAGE, words)).finish()
 
 
 def test_limits_of_groups() -> None:
@@ -260,8 +262,9 @@ def test_no_options_are_the_default() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ("--bogus", "unrecognized arguments: --bogus"),
-        ("--memory", "expected 1 argument"),
+        ("--bogus", "there is no option --bogus"),
+        ("--memry 1M", "there is no option --memry; was --memory meant?"),
+        ("--system=yes", "--system is followed by nothing"),
         ("--memory 1x", "--memory 1x: a size is a number with K, M, G or T: '1x'"),
         ("--uid me", "--uid me: invalid literal"),
         ("--timeout -1", "wall_time must be a positive number"),

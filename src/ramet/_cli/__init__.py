@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from ramet._cli._errors import FAILED, CommandError, reason
+from ramet._cli._words import HelpWanted
 
 _COMMANDS = {
     "run": "run a program in a sandbox",
@@ -82,7 +83,8 @@ def _run(name: str, words: list[str]) -> int:
     except (CommandError, RuntimeError, OSError, ValueError, TypeError) as error:
         sys.stderr.write(f"ramet {name}: {reason(error)}\n")
         return FAILED
-    except SystemExit:  # argparse has shown its help
+    except HelpWanted as wanted:
+        sys.stdout.write(str(wanted))
         return 0
     except KeyboardInterrupt:
         end_by(signal.SIGINT)

@@ -6,13 +6,13 @@ field of the policy is.
 
 from __future__ import annotations
 
-import argparse
 import os
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from ramet import _names
-from ramet._cli._errors import CommandError, reason
+from ramet._cli._errors import CommandError
+from ramet._cli._words import Change, Line, Option, put
 from ramet.sandbox._policy import parse_size
 from ramet.sandbox._root import (
     Bind,
@@ -34,12 +34,14 @@ class Draft:
     Attributes:
         fields: the arguments of the policy.
         next: what was said about the next entry of the file system.
+        own: what the options say that are not of the policy, but of the command.
     """
 
     def __init__(self, policy: Sandbox | None) -> None:
         self.fields = (policy or Sandbox()).fields()
         self.fields["files"] = {_place(path): entry for path, entry in self.fields["files"].items()}
         self.next: dict[str, Any] = {}
+        self.own: dict[str, Any] = {}
         if policy is None:
             self.fields["system"] = None  # unless --python is given
 
@@ -65,23 +67,7 @@ _SAID_BY = {
     "mode": "--perms",
     "source": "--overlay-src",
 }
-Change = Callable[..., None]
-
-
-class Option(NamedTuple):
-    """An option.
-
-    Attributes:
-        names: it, and what else it is called.
-        words: what follows it.
-        change: what it does to a draft, given that.
-        help: the same for people.
-    """
-
-    names: str
-    words: str
-    change: Change
-    help: str
+_POLICY = "--policy"
 
 
 # --- kinds of changes -----------------------------------------------------------------------------
@@ -102,7 +88,13 @@ def _fix(**fields: object) -> Change:
     return lambda draft: draft.fields.update(fields)
 
 
-def _accept(_draft: Draft) -> None:
+def own(name: str, value_of: Callable[[str], object] | None = None) -> Change:
+    """Make the change of an option of the command itself."""
+    change = put(name, value_of)
+    return lambda draft, *words: change(draft.own, *words)
+
+
+def _accept(_draft: Draft, *_words: str) -> None:
     """Do nothing: it is always so."""
 
 
@@ -245,7 +237,8 @@ def _octal(word: str) -> int:
 # --- the options ----------------------------------------------------------------------------------
 
 OPTIONS: dict[str, tuple[Option, ...]] = {
-    "presets: what is in the root directory to begin with": (
+    "presets: what there is to begin with": (
+        Option(_POLICY, "FILE", _accept, "a policy in TOML, which all other options change"),
         Option(
             "--system",
             "",
@@ -441,94 +434,14 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
 # --- reading them ---------------------------------------------------------------------------------
 
 
-_WIDTH = 100
-
-
-class Parser(argparse.ArgumentParser):
-    """One whose errors are those of the command."""
-
-    def error(self, message: str) -> NoReturn:
-        raise CommandError(f"{message}; see ramet {self.prog.split()[-1]} --help")
-
-
-class Formatter(argparse.RawDescriptionHelpFormatter):
-    """One that does not ask for the size of the terminal, at each option that there is."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, width=_WIDTH)
-
-
-class _Collect(argparse.Action):
-    """Note a change of the policy."""
-
-    def __call__(
-        self,
-        _parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: str | Sequence[Any] | None,
-        option_string: str | None = None,
-    ) -> None:
-        words = values if isinstance(values, list) else []
-        namespace.changes.append((option_string, self.const, words))
-
-
-def make_parser(command: str, words: Sequence[str], description: str, epilog: str = "") -> Parser:
-    """Make a parser with the options of a policy: those that are used, or all for its help."""
-    used = {word.partition("=")[0] for word in words}
-    complete = not used.isdisjoint(("-h", "--help"))
-    parser = Parser(
-        prog=f"ramet {command}",
-        usage=f"ramet {command} [options] [--] PROGRAM [ARGUMENT...]",
-        description=description,
-        epilog=epilog,
-        allow_abbrev=False,
-        formatter_class=Formatter,
-    )
-    parser.set_defaults(changes=[])
-    parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    parser.add_argument("--policy", metavar="FILE", help="a policy in TOML, which options change")
-    for title, options in OPTIONS.items():
-        wanted = [each for each in options if complete or not used.isdisjoint(each.names.split())]
-        group = parser.add_argument_group(title) if wanted else parser
-        for names, words_of, change, text in wanted:
-            metavar = tuple(words_of.split())
-            group.add_argument(
-                *names.split(),
-                action=_Collect,
-                const=change,
-                nargs=len(metavar),
-                metavar=metavar,
-                dest="changes",
-                default=argparse.SUPPRESS,
-                help=text,
-            )
-    return parser
-
-
-def parse(parser: Parser, words: Sequence[str]) -> argparse.Namespace:
-    """Parse a command line; all behind the first word that is no option is `command`."""
-    before, after = list(words), list[str]()
-    if "--" in words:  # argparse's versions do different things with it
-        place = words.index("--")
-        before, after = before[:place], before[place + 1 :]
-    options = parser.parse_args(before)
-    if options.command and "--" in words:  # it is the program's own
-        after = ["--", *after]
-    options.command += after
-    return options
-
-
-def sandbox_of(options: argparse.Namespace) -> Sandbox:
-    """Make the sandbox that the options ask for.
+def drafted(line: Line) -> Draft:
+    """Make the draft that a command line asks for: first the policy, then what changes it.
 
     Raises:
         CommandError: an option does not make sense.
-        TypeError, ValueError, OSError, RuntimeError: as `Sandbox`.
+        OSError, TypeError, ValueError: as `Sandbox.load`.
     """
-    draft = Draft(None if options.policy is None else Sandbox.load(options.policy))
-    for name, change, words in options.changes:
-        try:
-            change(draft, *words)
-        except (CommandError, TypeError, ValueError, OSError) as error:
-            raise CommandError(f"{' '.join([name, *words])}: {reason(error)}") from error
-    return draft.finish()
+    policies = [words[0] for name, _, words in line.changes if name == _POLICY]
+    draft = Draft(Sandbox.load(policies[-1]) if policies else None)
+    line.apply(draft)
+    return draft

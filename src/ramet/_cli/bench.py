@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from ramet import _native
 from ramet._cli._errors import CommandError
-from ramet._cli._options import Formatter, Parser
 from ramet._cli._progress import Progress
+from ramet._cli._words import Option, Page, put, read_options
 from ramet._clone import clone
 from ramet._flags import CloneFlags
 from ramet._popen import run
@@ -28,6 +28,22 @@ from ramet.sandbox._sandbox import Sandbox
 _DESCRIPTION = """\
 Measure how long it takes here to start a child and wait for it, by ramet and by others, which take
 turns. benchmarks/ in the sources has the long form."""
+PAGE = Page(
+    "ramet bench [options]",
+    _DESCRIPTION,
+    {
+        "options": (
+            Option("--turns", "N", put("turns", int), "how many of each; 50 by default"),
+            Option(
+                "--resident",
+                "SIZE",
+                put("resident", parse_size),
+                "memory that this process has, such as 1G: what copies it takes the longer",
+            ),
+            Option("--json", "", put("json"), "write it as JSON, with all values"),
+        ),
+    },
+)
 _SHARED = CloneFlags.VM | CloneFlags.VFORK
 _MILLISECONDS = 1000
 
@@ -112,25 +128,14 @@ def main(words: Sequence[str]) -> int:
     Returns:
         The exit status.
     """
-    parser = Parser(
-        prog="ramet bench",
-        description=_DESCRIPTION,
-        formatter_class=Formatter,
-    )
-    parser.add_argument("--turns", type=int, default=50, metavar="N", help="of each; 50 by default")
-    parser.add_argument(
-        "--resident", default="0", metavar="SIZE",
-        help="memory that this process has, such as 1G: what copies it takes the longer",
-    )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="write it as JSON, with all values")
-    options = parser.parse_args(words)
-    if options.turns < 1:
+    options = read_options(PAGE, words, {"json": False, "turns": 50, "resident": 0})
+    if options["turns"] < 1:
         raise CommandError("--turns must be at least 1")
-    memory = b"\1" * parse_size(options.resident)
+    memory = b"\1" * options["resident"]
     groups = _groups()
-    values = _measure([each for group in groups.values() for each in group], options.turns)
+    values = _measure([each for group in groups.values() for each in group], options["turns"])
     del memory
-    sys.stdout.write(_as_json(values) if options.json else _as_table(groups, values))
+    sys.stdout.write(_as_json(values) if options["json"] else _as_table(groups, values))
     return 0
 
 

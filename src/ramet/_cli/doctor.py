@@ -11,8 +11,8 @@ from errno import ENOENT
 from typing import Any, NamedTuple
 
 from ramet._cli._errors import reason
-from ramet._cli._options import Formatter, Parser
 from ramet._cli._progress import Progress
+from ramet._cli._words import Option, Page, put, read_options
 from ramet._flags import CloneFlags
 from ramet._probe import probe
 from ramet._program import Program
@@ -25,6 +25,11 @@ _DESCRIPTION = """\
 Find out what this kernel, this user and this container allow, by trying it; for what they do not,
 why, and what an administrator can do. The exit status is 0 if a sandbox with all its protections
 can be had, else 1."""
+PAGE = Page(
+    "ramet doctor [options]",
+    _DESCRIPTION,
+    {"options": (Option("--json", "", put("json"), "write it as JSON"),)},
+)
 _F = CloneFlags
 _NEWEST = [flag for flag in CloneFlags if flag > CloneFlags.INTO_CGROUP]
 
@@ -305,20 +310,14 @@ def main(words: Sequence[str]) -> int:
     Returns:
         0 if a sandbox can be had, else 1.
     """
-    parser = Parser(
-        prog="ramet doctor",
-        description=_DESCRIPTION,
-        formatter_class=Formatter,
-    )
-    parser.add_argument("--json", action="store_true", help="write it as JSON")
-    options = parser.parse_args(words)
+    options = read_options(PAGE, words, {"json": False})
     found: dict[str, list[Check]] = {}
     with Progress(len(_GROUPS)) as progress:
         for title, checks in _GROUPS.items():
             found[title] = [check for each in checks for check in each()]
             progress.step()
     healthy = all(check.ok for check in found["a sandbox with all its protections"])
-    sys.stdout.write(_as_json(healthy, found) if options.json else _as_text(healthy, found))
+    sys.stdout.write(_as_json(healthy, found) if options["json"] else _as_text(healthy, found))
     return 0 if healthy else 1
 
 

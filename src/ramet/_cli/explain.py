@@ -5,11 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from ramet._cli._options import make_parser, parse, sandbox_of
+from ramet._cli._options import OPTIONS, drafted, own
+from ramet._cli._words import Option, Page, read
 
 _DESCRIPTION = """\
 Show what the sandbox of these options, which are those of ramet run, would enforce here, and the
 system calls by which its first process makes it. Nothing is run."""
+
+PAGE = Page(
+    "ramet explain [options]",
+    _DESCRIPTION,
+    {**OPTIONS, "output": (Option("--json", "", own("json"), "write it as JSON"),)},
+)
 
 
 def main(words: Sequence[str]) -> int:
@@ -21,13 +28,10 @@ def main(words: Sequence[str]) -> int:
     Returns:
         The exit status.
     """
-    parser = make_parser("explain", words, _DESCRIPTION)
-    parser.usage = "ramet explain [options]"
-    parser.add_argument("--json", action="store_true", help="write it as JSON")
-    options = parse(parser, words)
-    sandbox = sandbox_of(options)
+    draft = drafted(read(PAGE, words))
+    sandbox = draft.finish()
     steps = sandbox.explain()
-    if options.json:
+    if "json" in draft.own:
         import json  # noqa: PLC0415 - here only
 
         receipt = [line._asdict() for line in sandbox.receipt]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from ramet._cli import end_by
 from ramet._cli._errors import FAILED, CommandError, reason
-from ramet._cli._options import Parser, make_parser, parse, sandbox_of
+from ramet._cli._options import OPTIONS, Draft, drafted, own
+from ramet._cli._words import Option, Page, read
 from ramet.sandbox import _tree
+from ramet.sandbox._sandbox import Sandbox
 from ramet.sandbox._verdict import Verdict
 
 _DESCRIPTION = """\
@@ -33,24 +35,37 @@ _PYTHON = ("python", "python3")
 _DEADLY = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
+def _pass_fd(draft: Draft, word: str) -> None:
+    draft.own.setdefault("pass_fd", []).append(int(word))
+
+
+PAGE = Page(
+    "ramet run [options] [--] PROGRAM [ARGUMENT...]",
+    _DESCRIPTION,
+    {
+        **OPTIONS,
+        "the verdict": (
+            Option("--json", "", own("json"), "write it as JSON, to stderr"),
+            Option("--json-fd", "FD", own("json_fd", int), "write it as JSON, to a descriptor"),
+            Option(
+                "--capture", "", own("capture"), "keep what the program writes, as a part of it"
+            ),
+        ),
+        "descriptors": (
+            Option(
+                "--pass-fd",
+                "FD",
+                _pass_fd,
+                "one that the program has, too, beside 0, 1 and 2; can be repeated",
+            ),
+        ),
+    },
+    _EPILOG,
+)
+
+
 class _EndedError(BaseException):
     """A signal is to end this process, once the sandbox has ended."""
-
-
-def _parser(words: Sequence[str]) -> Parser:
-    parser = make_parser("run", words, _DESCRIPTION, _EPILOG)
-    group = parser.add_argument_group("the verdict")
-    group.add_argument("--json", action="store_true", help="write it as JSON, to stderr")
-    group.add_argument("--json-fd", type=int, metavar="FD", help="write it to a descriptor")
-    group.add_argument(
-        "--capture", action="store_true", help="keep what the program writes, as a part of it"
-    )
-    group = parser.add_argument_group("descriptors")
-    group.add_argument(
-        "--pass-fd", type=int, action="append", default=[], metavar="FD",
-        help="one that the program has, too, beside 0, 1 and 2; can be repeated",
-    )  # fmt: skip
-    return parser
 
 
 def main(words: Sequence[str]) -> int:
@@ -62,42 +77,43 @@ def main(words: Sequence[str]) -> int:
     Returns:
         The exit status.
     """
-    options = parse(_parser(words), words)
-    if not options.command:
+    line = read(PAGE, words)
+    if not line.rest:
         raise CommandError("there is no program to run; see ramet run --help")
-    if options.capture and options.json_fd is None:
-        options.json = True
+    said: dict[str, Any] = {}
     try:
+        draft = drafted(line)
+        said = draft.own
         with _signals():
-            verdict = _run(options)
+            verdict = _run(draft.finish(), line.rest, said)
     except _EndedError as error:
         end_by(error.args[0])
         return FAILED
     except (CommandError, RuntimeError, OSError, TypeError, ValueError) as error:
         verdict = Verdict(reason="start_failed", error=reason(error))
-    _report(verdict, options)
+    _report(verdict, said)
     return verdict.shell_status
 
 
-def _run(options: argparse.Namespace) -> Verdict:
-    sandbox = sandbox_of(options)
-    program, *arguments = options.command
+def _run(sandbox: Sandbox, command: list[str], said: dict[str, Any]) -> Verdict:
+    program, *arguments = command
     if sandbox.python and program in _PYTHON:
         program = sys.executable  # which PATH need not lead to
-    output = None if options.capture else 1
-    errors = None if options.capture else 2
-    fds = {number: number for number in options.pass_fd}
-    return sandbox.run([program, *arguments], stdin=0, stdout=output, stderr=errors, fds=fds)
+    return sandbox.run(
+        [program, *arguments],
+        stdin=0,
+        stdout=None if "capture" in said else 1,
+        stderr=None if "capture" in said else 2,
+        fds={number: number for number in said.get("pass_fd", ())},
+    )
 
 
-def _report(verdict: Verdict, options: argparse.Namespace) -> None:
+def _report(verdict: Verdict, said: dict[str, Any]) -> None:
     """Say what became of it: as JSON, or what the exit status alone does not tell."""
-    targets = [options.json_fd] if options.json_fd is not None else []
-    targets += [2] if options.json else []
-    for number in targets:
+    if "json_fd" in said or "json" in said or "capture" in said:
+        number = said.get("json_fd", 2)
         with open(number, "w", encoding="utf-8", closefd=False) as file:
             file.write(f"{verdict.to_json()}\n")
-    if targets:
         return
     text = verdict.error or _AT_LIMIT.get(verdict.reason, "").format(verdict.wall_time)
     if text:
