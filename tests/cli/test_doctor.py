@@ -73,3 +73,14 @@ def test_where_user_namespaces_are_forbidden() -> None:
     assert not check.ok
     assert "max_user_namespaces forbids it" in check.detail
     assert check.advice == "sysctl user.max_user_namespaces=10000"
+
+
+def test_in_a_sandbox(command: Command) -> None:
+    """It can be asked there, and gives the reason why there is no other one in it."""
+    done = command("run", "--python", "--", "python", "-m", "ramet", "doctor", "--json")
+    assert done.status == 1
+    assert not json.loads(done.stdout)["sandbox"]
+    assert "Operation not permitted" in _checks(done.stdout)["user namespaces"].detail
+    told = command("run", "--python", "--", "python", "-m", "ramet", "run", "--", "true")
+    assert told.status == 125
+    assert told.stderr.endswith("; see ramet doctor\n")

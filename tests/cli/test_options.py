@@ -282,7 +282,10 @@ def test_no_options_are_the_default() -> None:
         ("--cap-add fly", "there is no capability 'fly'"),
         ("--deny-syscalls fly", "there is no system call 'fly'"),
         ("--optional fly", "optional has no 'fly'"),
-        ("--cgroup /no/such", "cgroup cannot be enforced: /no/such is no group of cgroup v2"),
+        (
+            "--cgroup /no/such",
+            "/no/such is no group of cgroup v2: No such file or directory; see ramet",
+        ),
         ("--map-users 1:2", "--map-users 1:2: not enough values"),
     ],
 )

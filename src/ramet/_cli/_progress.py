@@ -18,18 +18,20 @@ class Progress:
         self._steps = steps
         self._done = 0
         self._begun = time.monotonic()
-        self._shown = False
+        self._shown = -1  # per cent
         self._wanted = sys.stderr.isatty()
 
     def step(self) -> None:
         """Count one that has been done."""
         self._done += 1
-        if self._wanted and time.monotonic() - self._begun > _PATIENCE:
+        part = 100 * self._done // self._steps
+        waited = time.monotonic() - self._begun
+        if self._wanted and waited > _PATIENCE and part != self._shown:
             filled = _WIDTH * self._done // self._steps
             bar = "#" * filled + "." * (_WIDTH - filled)
-            sys.stderr.write(f"\r[{bar}] {100 * self._done // self._steps:3} %")
+            sys.stderr.write(f"\r[{bar}] {part:3} %")
             sys.stderr.flush()
-            self._shown = True
+            self._shown = part
 
     def __enter__(self) -> Self:
         return self
@@ -40,6 +42,6 @@ class Progress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._shown:
+        if self._shown >= 0:
             sys.stderr.write("\r\033[K")  # it leaves nothing
             sys.stderr.flush()

@@ -15,7 +15,7 @@ from ramet._cli._options import OPTIONS, Draft, drafted, own
 from ramet._cli._words import Option, Page, read
 from ramet.sandbox import _tree
 from ramet.sandbox._sandbox import Sandbox
-from ramet.sandbox._verdict import Verdict
+from ramet.sandbox._verdict import ProtectionError, Verdict
 
 _DESCRIPTION = """\
 Run a program in a sandbox: it sees the files that are listed here, read-only unless said otherwise,
@@ -89,6 +89,8 @@ def main(words: Sequence[str]) -> int:
     except _EndedError as error:
         end_by(error.args[0])
         return FAILED
+    except ProtectionError as error:
+        verdict = Verdict(reason="start_failed", error=f"{reason(error)}; see ramet doctor")
     except (CommandError, RuntimeError, OSError, TypeError, ValueError) as error:
         verdict = Verdict(reason="start_failed", error=reason(error))
     _report(verdict, said)
@@ -115,9 +117,10 @@ def _report(verdict: Verdict, said: dict[str, Any]) -> None:
         with open(number, "w", encoding="utf-8", closefd=False) as file:
             file.write(f"{verdict.to_json()}\n")
         return
+    hint = "; see ramet doctor" if verdict.receipt and verdict.shell_status == FAILED else ""
     text = verdict.error or _AT_LIMIT.get(verdict.reason, "").format(verdict.wall_time)
     if text:
-        sys.stderr.write(f"ramet run: {text}\n")
+        sys.stderr.write(f"ramet run: {text}{hint}\n")
 
 
 # --- signals --------------------------------------------------------------------------------------
