@@ -70,7 +70,8 @@ EFFECTS = (
      "1024"),
     ("--no-seccomp", "grep Seccomp: /proc/self/status | cut -f2", "0"),
     ("--deny-syscalls mkdir,mkdirat", "mkdir /tmp/x 2>/dev/null || echo no", "no"),
-    ("--unshare-user --unshare-pid --unshare-mount --new-session --die-with-parent", "echo hi",
+    ("--unshare-user --unshare-user-try --unshare-pid --unshare-mount --new-session"
+     " --die-with-parent", "echo hi",
      "hi"),
 )  # fmt: skip
 
@@ -90,6 +91,7 @@ def test_effect(command: Command, options: str, script: str, said: str) -> None:
         ("ipc", "--share-ipc --unshare-ipc"),
         ("uts", "--share-uts --unshare-uts"),
         ("cgroup", "--share-cgroup --unshare-cgroup"),
+        ("cgroup", "--share-cgroup --unshare-cgroup-try"),
     ],
 )
 def test_not_shared(command: Command, name: str, options: str) -> None:

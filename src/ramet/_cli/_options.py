@@ -365,9 +365,14 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
         Option("--unshare-net", "", _fix(network="none"), "not the network"),
         Option("--unshare-ipc", "", _share("ipc", False), "not IPC"),
         Option("--unshare-uts", "", _share("uts", False), "not the host name"),
-        Option("--unshare-cgroup", "", _share("cgroup", False), "not the view of cgroups"),
         Option(
-            "--unshare-user --unshare-pid --unshare-mount --new-session --die-with-parent",
+            "--unshare-cgroup --unshare-cgroup-try",
+            "",
+            _share("cgroup", False),
+            "not the view of cgroups",
+        ),
+        Option(
+            "--unshare-user --unshare-user-try --unshare-pid --unshare-mount --new-session --die-with-parent",
             "",
             _accept,
             "it is always so; for those who are used to say it",

@@ -1,6 +1,6 @@
 """Command lines: tables of options, read and explained. Knows nothing of what they are for.
 
-It is not argparse, which takes a tenth of the time of all that ``ramet run`` does.
+It is not argparse, whose import and tables would take ``ramet run`` longer than the sandbox does.
 """
 
 from __future__ import annotations
