@@ -372,7 +372,8 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
             "not the view of cgroups",
         ),
         Option(
-            "--unshare-user --unshare-user-try --unshare-pid --unshare-mount --new-session --die-with-parent",
+            "--unshare-user --unshare-user-try --unshare-pid --unshare-mount --new-session"
+            " --die-with-parent",
             "",
             _accept,
             "it is always so; for those who are used to say it",
