@@ -8,7 +8,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from types import ModuleType
 from typing import NoReturn
 
 from ramet._cli._errors import FAILED, CommandError, reason
@@ -54,26 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def main_and_exit() -> NoReturn:
     """Run the command, and end this process, in the shortest time."""
     gc.disable()  # there is little garbage, and soon none
-    _put_off("inspect")  # dataclasses imports it, and does not need it for what is here
     _open_standard_streams()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     status = main()
     sys.stderr.flush()
     os._exit(status)  # not much later than the program of `run`: nothing is left to be taken apart
-
-
-def _put_off(name: str) -> None:
-    """Import a module when something of it is used, whoever imports it before."""
-
-    def load(attribute: str) -> object:
-        del sys.modules[name]
-        module = import_module(name)
-        put_off.__dict__.update(vars(module))
-        return getattr(module, attribute)
-
-    if name not in sys.modules:
-        put_off = sys.modules[name] = ModuleType(name)
-        put_off.__getattr__ = load  # type: ignore[method-assign]
 
 
 def _run(name: str, words: list[str]) -> int:

@@ -25,7 +25,7 @@ class Sandbox(Policy):
     """What programs may see, use and do; and the means to run them so.
 
     Immutable; can be compared, pickled, and used by several threads. All arguments are keywords,
-    and attributes of the same names. ``dataclasses.replace`` makes another with some of them
+    and attributes of the same names. `replace` makes another with some of them
     changed, `load` reads one from a file.
 
     Nothing is allowed that is not said here. A protection that the kernel, or this user, cannot

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from errno import ENOENT
 from typing import Any, Literal, NamedTuple
+
+from ramet.sandbox._record import Record
 
 Reason = Literal[
     "exited", "signalled", "timeout", "cpu", "memory", "output", "raised", "start_failed"
@@ -47,8 +48,7 @@ class ProtectionError(RuntimeError):
         return f"{self.name} cannot be enforced: {self.reason}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Verdict(Record):
     """What became of a program in a sandbox.
 
     Attributes:
@@ -73,6 +73,8 @@ class Verdict:
         receipt: each protection.
     """
 
+    _hidden = frozenset(("receipt",))
+
     reason: Reason
     exit_code: int | None = None
     signal: int | None = None
@@ -88,7 +90,7 @@ class Verdict:
     stdout_truncated: bool = False
     stderr_truncated: bool = False
     value: Any = None
-    receipt: tuple[Protection, ...] = field(default=(), repr=False)
+    receipt: tuple[Protection, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -125,7 +127,7 @@ class Verdict:
         """
         import json  # noqa: PLC0415 - here only
 
-        content = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        content = self.fields()
         content["stdout"], content["stderr"] = _text(self.stdout), _text(self.stderr)
         content["receipt"] = [line._asdict() for line in self.receipt]
         return json.dumps(content, indent=indent, default=_plain)
