@@ -23,10 +23,14 @@ class Point(Record):
     z: Mapping[str, int] = MappingProxyType({})
 
 
-class Named(Point):
+class Named(Point, kw_only=True):
     """One with a name."""
 
     name: str = ""
+
+
+def test_places() -> None:
+    assert Point(1, 3) == Point(x=1, y=3)
 
 
 def test_fields() -> None:
@@ -55,6 +59,10 @@ def test_pickles() -> None:
 def test_mistakes() -> None:
     with pytest.raises(TypeError, match="Point has no w"):
         Point(x=1, w=2)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="Point has x twice"):
+        Point(1, x=2)  # type: ignore[misc]
+    with pytest.raises(TypeError, match="Point takes 3 arguments without"):
+        Point(1, 2, {}, 4)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="Point needs x"):
         Point()  # type: ignore[call-arg]
     point = Point(x=1)

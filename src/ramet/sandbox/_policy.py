@@ -57,7 +57,7 @@ _OF_FIELDS = {"cpu": "cpu_time", "fsize": "file_size", "nproc": "processes"}
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-class Policy(Record):
+class Policy(Record, kw_only=True):
     """See `Sandbox`."""
 
     files: Mapping[str, Entry] = _NOTHING

@@ -6,19 +6,28 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self, dataclass_transform
 
 
-@dataclass_transform(kw_only_default=True, frozen_default=True)
+@dataclass_transform(frozen_default=True)
 class Record:
-    """Immutable; made of keywords, which are the annotated attributes that have no underscore."""
+    """Immutable; its arguments are the annotated attributes that have no underscore."""
 
     _fields: ClassVar[tuple[str, ...]] = ()
+    _places: ClassVar[int] = 0  # how many arguments may be given without their names
     _hidden: ClassVar[frozenset[str]] = frozenset()  # not shown by repr
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, *, kw_only: bool = False) -> None:
         own = (name for name in cls.__annotations__ if not name.startswith("_"))
         cls._fields = (*cls._fields, *own)
+        if not kw_only:
+            cls._places = len(cls._fields)
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, *args: Any, **values: Any) -> None:
         kind = type(self)
+        if len(args) > kind._places:
+            raise TypeError(f"{kind.__name__} takes {kind._places} arguments without their names")
+        for name, value in zip(self._fields, args, strict=False):
+            if name in values:
+                raise TypeError(f"{kind.__name__} has {name} twice")
+            values[name] = value
         if unknown := sorted(values.keys() - set(self._fields)):
             raise TypeError(f"{kind.__name__} has no {', '.join(unknown)}")
         missing = [each for each in self._fields if each not in values and not hasattr(kind, each)]

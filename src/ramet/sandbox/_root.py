@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from ramet import _names
 from ramet._program import Program, Result
+from ramet.sandbox._record import Record
 
 _AT = _names.AT
 _ATTRIBUTES = _names.MOUNT_ATTR
@@ -48,7 +49,7 @@ _LINKS_OF_DEVICES = {
 }
 
 
-class Bind(NamedTuple):
+class Bind(Record):
     """A file or directory of ours, with all that is mounted in it.
 
     Attributes:
@@ -63,7 +64,7 @@ class Bind(NamedTuple):
     missing_ok: bool = False
 
 
-class Overlay(NamedTuple):
+class Overlay(Record):
     """A directory of ours that seems to be writable: changes are in memory, and thrown away.
 
     Attributes:
@@ -77,7 +78,7 @@ class Overlay(NamedTuple):
     inodes: int = 10_000
 
 
-class Tmpfs(NamedTuple):
+class Tmpfs(Record):
     """An empty directory in memory, which may be written to.
 
     Attributes:
@@ -91,7 +92,7 @@ class Tmpfs(NamedTuple):
     mode: int = 0o755
 
 
-class Directory(NamedTuple):
+class Directory(Record):
     """An empty directory, which cannot be written to unless it is in a tmpfs.
 
     Attributes:
@@ -101,7 +102,7 @@ class Directory(NamedTuple):
     mode: int = 0o755
 
 
-class Symlink(NamedTuple):
+class Symlink(Record):
     """A symbolic link.
 
     Attributes:
@@ -111,7 +112,7 @@ class Symlink(NamedTuple):
     target: str
 
 
-class File(NamedTuple):
+class File(Record):
     """A file made of bytes.
 
     Attributes:
@@ -123,14 +124,11 @@ class File(NamedTuple):
     mode: int = 0o444
 
 
-class Proc(NamedTuple):
+class Proc(Record):
     """The processes of the sandbox: proc(5), read-only."""
 
-    def __bool__(self) -> bool:  # as of all others, which are not empty
-        return True
 
-
-class Devices(NamedTuple):
+class Devices(Record):
     """A minimal /dev: null, zero, full, random, urandom, tty, terminals and shared memory.
 
     Attributes:
@@ -236,7 +234,7 @@ def _check_entry(path: str, entry: Entry) -> Checked | None:
     if not isinstance(mode, int) or not 0 <= mode <= _HIGHEST_MODE:
         raise ValueError(f"{path!r}: mode must be permissions, and no more than 0o1777: {mode!r}")
     if isinstance(entry, File):
-        return entry._replace(data=bytes(memoryview(entry.data)))
+        return entry.replace(data=bytes(memoryview(entry.data)))
     if isinstance(entry, Symlink):
         if not entry.target or "\0" in entry.target:
             raise ValueError(f"{path!r}: a symbolic link leads somewhere: {entry.target!r}")
@@ -245,7 +243,7 @@ def _check_entry(path: str, entry: Entry) -> Checked | None:
         source = os.path.realpath(entry.source, strict=True)
         if not os.path.isdir(source):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), source)
-        return entry._replace(source=source)
+        return entry.replace(source=source)
     if isinstance(entry, Bind):
         try:
             source = os.path.realpath(entry.source, strict=True)

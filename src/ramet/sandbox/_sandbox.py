@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ramet.sandbox._popen import SandboxedPopen
 
 
-class Sandbox(Policy):
+class Sandbox(Policy, kw_only=True):
     """What programs may see, use and do; and the means to run them so.
 
     Immutable; can be compared, pickled, and used by several threads. All arguments are keywords,

@@ -48,7 +48,7 @@ class ProtectionError(RuntimeError):
         return f"{self.name} cannot be enforced: {self.reason}"
 
 
-class Verdict(Record):
+class Verdict(Record, kw_only=True):
     """What became of a program in a sandbox.
 
     Attributes:
