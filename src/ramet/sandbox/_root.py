@@ -67,6 +67,9 @@ class Bind(Record):
 class Overlay(Record):
     """A directory of ours that seems to be writable: changes are in memory, and thrown away.
 
+    A file whose owner is no user of the sandbox cannot be changed (EOVERFLOW): the kernel would
+    have to make a copy that nobody there owns.
+
     Attributes:
         source: the path here, as of `Bind`. What is mounted in it is not there.
         size: bytes that the changes may take.
