@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import pickle
 import resource
@@ -180,7 +179,7 @@ def test_bad_values(fields: dict[str, Any], said: str) -> None:
 
 
 def test_all_that_is_given_is_a_keyword() -> None:
-    with pytest.raises(TypeError, match="positional"):
+    with pytest.raises(TypeError, match="without their names"):
         Policy({})  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="memroy"):
         Policy(memroy=5)  # type: ignore[call-arg]
@@ -266,7 +265,7 @@ def test_entries_of_the_user_come_before_those_of_presets() -> None:
 def test_it_cannot_be_changed() -> None:
     env = {"A": "b"}
     made = Policy(env=env)
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         made.uid = 5  # type: ignore[misc]
     with pytest.raises(TypeError):
         made.env["A"] = "c"  # type: ignore[index]
@@ -314,7 +313,7 @@ def test_paths_of_ours_mean_the_same_elsewhere(
     pickled = pickle.dumps(made)
     monkeypatch.chdir(tmp_path / "there")
     here = str(tmp_path / "here")
-    for again in (made, pickle.loads(pickled), dataclasses.replace(made, uid=5)):  # noqa: S301
+    for again in (made, pickle.loads(pickled), made.replace(uid=5)):  # noqa: S301
         assert again.files == {"/a": Bind(f"{here}/data"), "/b": Overlay(f"{here}/data")}
         assert again.entries["a"] == Source(os.path.realpath(f"{here}/data"))
         assert again.cgroup == f"{here}/group"
@@ -324,14 +323,14 @@ def test_paths_of_ours_mean_the_same_elsewhere(
 
 def test_replace() -> None:
     made = Sandbox(**FULL)
-    other = dataclasses.replace(made, uid_map=None, uid=7, files={})
+    other = made.replace(uid_map=None, uid=7, files={})
     assert (other.uid, other.gid, other.hostname) == (7, 6, "box")
     assert "note" in made.entries
     assert "note" not in other.entries
     assert b":7:6:" in other.entries["etc/passwd"].data  # type: ignore[union-attr]
-    assert dataclasses.replace(made) == made
+    assert made.replace() == made
     with pytest.raises(ValueError, match="uid_map must have 7 in it"):
-        dataclasses.replace(made, uid=7)  # it is checked again
+        made.replace(uid=7)  # it is checked again
 
 
 @examples
@@ -356,7 +355,7 @@ def test_replace() -> None:
 def test_round_trips(fields: dict[str, Any]) -> None:
     made = Policy(**fields)
     assert pickle.loads(pickle.dumps(made)) == made  # noqa: S301
-    assert dataclasses.replace(made) == made
+    assert made.replace() == made
     assert Policy(**made.fields()) == made
     assert hash(Policy(**made.fields())) == hash(made)
 

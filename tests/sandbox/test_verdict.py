@@ -32,7 +32,7 @@ RECEIPT = (
         ("signalled", None, 64, 192),
         *((reason, None, 9, 124) for reason in ("timeout", "cpu", "memory", "output")),
         ("cpu", None, 24, 124),
-        ("start_failed", None, None, 126),
+        ("start_failed", None, None, 125),
         ("raised", 1, None, 1),
     ],
 )
@@ -67,7 +67,7 @@ def test_json() -> None:
         receipt=RECEIPT,
     )
     content = json.loads(verdict.to_json())
-    assert content.keys() == {*Verdict.__dataclass_fields__}
+    assert content.keys() == {*Verdict._fields}
     assert content["reason"] == "signalled"
     assert (content["exit_code"], content["signal"]) == (None, 9)
     assert content["stdout"] == "h\\u\n"

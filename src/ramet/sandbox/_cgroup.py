@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import select
-import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
@@ -102,7 +101,7 @@ class Group:
         """
         _sweep()
         self._owner = os.getpid()
-        self._path = os.path.join(parent, f"ramet-{os.getpid()}-{uuid.uuid4().hex[:12]}")
+        self._path = os.path.join(parent, f"ramet-{os.getpid()}-{os.urandom(6).hex()}")
         os.mkdir(self._path)
         try:
             for name, value in settings.items():

@@ -89,7 +89,7 @@ class _Receipt:
             ProtectionError: it is required.
         """
         if not self._policy.is_optional(name):
-            raise ProtectionError(name, f"{reason}; optional={{{name!r}}} does without it")
+            raise ProtectionError(name, f"{reason}; it is required unless it is made optional")
         how = f"{reason}; {instead}" if instead else reason
         self.lines.append(Protection(name, requested, "degraded", how))
 

@@ -14,11 +14,11 @@ import posixpath
 import re
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ramet import _names
 from ramet._program import Program, Result
+from ramet.sandbox._record import Record
 
 _AT = _names.AT
 _ATTRIBUTES = _names.MOUNT_ATTR
@@ -51,8 +51,7 @@ _LINKS_OF_DEVICES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Bind:
+class Bind(Record):
     """A file or directory of ours, with all that is mounted in it.
 
     Attributes:
@@ -67,9 +66,11 @@ class Bind:
     missing_ok: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Overlay:
+class Overlay(Record):
     """A directory of ours that seems to be writable: changes are in memory, and thrown away.
+
+    A file whose owner is no user of the sandbox cannot be changed (EOVERFLOW): the kernel would
+    have to make a copy that nobody there owns.
 
     Attributes:
         source: the path here, as of `Bind`. Nothing may be mounted in it: the kernel does not
@@ -83,8 +84,7 @@ class Overlay:
     inodes: int = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class Tmpfs:
+class Tmpfs(Record):
     """An empty directory in memory, which may be written to.
 
     Attributes:
@@ -98,8 +98,7 @@ class Tmpfs:
     mode: int = 0o755
 
 
-@dataclass(frozen=True, slots=True)
-class Directory:
+class Directory(Record):
     """An empty directory, which cannot be written to unless it is in a tmpfs.
 
     Attributes:
@@ -109,8 +108,7 @@ class Directory:
     mode: int = 0o755
 
 
-@dataclass(frozen=True, slots=True)
-class Symlink:
+class Symlink(Record):
     """A symbolic link.
 
     Attributes:
@@ -120,8 +118,7 @@ class Symlink:
     target: str
 
 
-@dataclass(frozen=True, slots=True)
-class File:
+class File(Record):
     """A file made of bytes.
 
     Attributes:
@@ -133,13 +130,11 @@ class File:
     mode: int = 0o444
 
 
-@dataclass(frozen=True, slots=True)
-class Proc:
+class Proc(Record):
     """The processes of the sandbox: proc(5), read-only."""
 
 
-@dataclass(frozen=True, slots=True)
-class Devices:
+class Devices(Record):
     """A minimal /dev: null, zero, full, random, urandom, tty, terminals and shared memory.
 
     Attributes:
@@ -258,7 +253,7 @@ def _check_entry(path: str, entry: Entry) -> Checked | None:
         raise TypeError(f"{path!r} must be a Bind, Tmpfs or the like, not {entry!r}")
     _check_values(path, entry)
     if isinstance(entry, File):
-        return replace(entry, data=bytes(memoryview(entry.data)))
+        return entry.replace(data=bytes(memoryview(entry.data)))
     if isinstance(entry, Overlay):
         source = os.path.realpath(entry.source, strict=True)
         if not os.path.isdir(source):
@@ -268,7 +263,7 @@ def _check_entry(path: str, entry: Entry) -> Checked | None:
                 f"{path!r}: no overlay can be laid over {source!r}, in which something is mounted: "
                 + ", ".join(mounts)
             )
-        return replace(entry, source=source)
+        return entry.replace(source=source)
     if isinstance(entry, Bind):
         try:
             source = os.path.realpath(entry.source, strict=True)

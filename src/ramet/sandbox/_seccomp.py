@@ -9,7 +9,8 @@ build does not exist (ENOSYS), so programs fall back to what is older.
 from __future__ import annotations
 
 import errno
-import tempfile
+import os
+import struct
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
@@ -53,63 +54,49 @@ _INPUT = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: put text into a terminal, for o
 # had of any file of the same user that may be read. F_SETLEASE, F_SETDELEG.
 _LEASES = (1024, 1024 + 16)
 _PERSONALITIES = (0, 0x8, 0x20000, 0x20008, 0xFFFF_FFFF)
-_BITS = 32  # which are all that the kernel looks at
-_LOW = (1 << _BITS) - 1
-
-
-def _others(values: Iterable[int]) -> list[tuple[int, int]]:
-    """Cover all numbers but some by masks, each with the value that is left of what it covers.
-
-    libseccomp cannot say that a part of an argument is not some number, so what is allowed is said.
-    """
-    found: list[tuple[int, int]] = []
-
-    def cover(prefix: int, left: int, without: list[int]) -> None:
-        mask = _LOW >> left << left
-        if not without:
-            found.append((mask, prefix))
-        elif left:
-            bit = 1 << left - 1
-            cover(prefix, left - 1, [value for value in without if not value & bit])
-            cover(prefix | bit, left - 1, [value for value in without if value & bit])
-
-    cover(0, _BITS, list(values))
-    return found
-
-
-def _these(values: Iterable[int]) -> list[tuple[int, int]]:
-    return [(_LOW, value) for value in values]
-
-
-_Masks = list[tuple[int, int]]
-_NAMESPACE_BITS = [1 << bit for bit in range(_BITS) if _NAMESPACES & 1 << bit]
-# The argument that counts, what of it is allowed, and what fails with which errno.
-_BY_ARGUMENT: dict[str, tuple[int, _Masks, int, _Masks]] = {
-    "clone": (0, [(_NAMESPACES, 0)], errno.EPERM, [(bit, bit) for bit in _NAMESPACE_BITS]),
+# The argument that counts, what it may not be (masks, and what is left of it by them; the kernel
+# looks at 32 bits), and with which errno the call fails. No argument: it fails in any case.
+_LOW = 0xFFFF_FFFF
+_BY_ARGUMENT: dict[str, tuple[int, list[tuple[int, int]], int]] = {
+    "clone": (0, [(1 << i, 1 << i) for i in range(32) if _NAMESPACES & 1 << i], errno.EPERM),
     # What it is asked for lies in memory, where no filter sees it: libraries use clone then.
-    "clone3": (0, [], errno.ENOSYS, []),
-    "socket": (0, _others([_AF_VSOCK]), errno.EAFNOSUPPORT, _these([_AF_VSOCK])),
-    "ioctl": (1, _others(_INPUT), errno.EPERM, _these(_INPUT)),
-    "fcntl": (1, _others(_LEASES), errno.EPERM, _these(_LEASES)),
-    "personality": (0, _these(_PERSONALITIES), errno.EPERM, []),
+    "clone3": (0, [], errno.ENOSYS),
+    "socket": (0, [(_LOW, _AF_VSOCK)], errno.EAFNOSUPPORT),
+    "ioctl": (1, [(_LOW, each) for each in _INPUT], errno.EPERM),
+    "fcntl": (1, [(_LOW, each) for each in _LEASES], errno.EPERM),
 }
+# seccomp.h
+_LIBRARY = "libseccomp.so.2"
+_ALLOW, _ERRNO = 0x7FFF_0000, 0x0005_0000  # SCMP_ACT_ALLOW, SCMP_ACT_ERRNO
 _UNKNOWN = -1  # __NR_SCMP_ERROR; other negative numbers are calls of other architectures
-_BY_TREE = 2  # of SCMP_FLTATR_CTL_OPTIMIZE
+_OPTIMIZE, _BY_TREE = 8, 2  # SCMP_FLTATR_CTL_OPTIMIZE
+_CONDITION = struct.Struct("=2I2Q")  # struct scmp_arg_cmp
+_MASKED_EQ = 7  # SCMP_CMP_MASKED_EQ
 
 
+@lru_cache(maxsize=1)
 def libseccomp() -> Any:
-    """Import pyseccomp, and libseccomp with it.
+    """Load libseccomp.
 
     Raises:
-        RuntimeError: one of them is not there.
+        RuntimeError: it is not there.
     """
+    # Not earlier: it takes as long as much of what is imported here.
+    from ctypes import CDLL, c_char_p, c_int, c_uint, c_uint32, c_void_p  # noqa: PLC0415
+
     try:
-        import pyseccomp  # type: ignore[import-not-found,import-untyped,unused-ignore] # noqa: PLC0415
-    except (ImportError, RuntimeError) as error:
-        raise RuntimeError(
-            f"filters of system calls need libseccomp, and pyseccomp, of ramet[sandbox]: {error}"
-        ) from None
-    return pyseccomp
+        library = CDLL(_LIBRARY)
+    except OSError as error:
+        raise RuntimeError(f"filters of system calls need libseccomp: {error}") from None
+    library.seccomp_init.argtypes = (c_uint32,)
+    library.seccomp_init.restype = c_void_p
+    library.seccomp_release.argtypes = (c_void_p,)
+    library.seccomp_release.restype = None
+    library.seccomp_attr_set.argtypes = (c_void_p, c_int, c_uint32)
+    library.seccomp_rule_add_array.argtypes = (c_void_p, c_uint32, c_int, c_uint, c_char_p)
+    library.seccomp_export_bpf.argtypes = (c_void_p, c_int)
+    library.seccomp_syscall_resolve_name.argtypes = (c_char_p,)
+    return library
 
 
 def check_names(names: Iterable[str]) -> frozenset[str]:
@@ -122,9 +109,9 @@ def check_names(names: Iterable[str]) -> frozenset[str]:
     if isinstance(names, str):
         raise TypeError(f"system calls are several names, not one string: {names!r}")
     found = frozenset(names)
-    resolve = libseccomp().resolve_syscall
+    resolve = libseccomp().seccomp_syscall_resolve_name
     for name in found - NUMBERS.keys() - DENIED:
-        if resolve(libseccomp().Arch.NATIVE, name) == _UNKNOWN:
+        if resolve(os.fsencode(name)) == _UNKNOWN:
             raise ValueError(f"there is no system call {name!r}")
     return found
 
@@ -140,10 +127,10 @@ def filter_program(*, allow: Iterable[str] = (), deny: Iterable[str] = ()) -> by
         A classic BPF program for `Program.seccomp`. Calls of another architecture end the process.
 
     Raises:
-        RuntimeError: libseccomp or pyseccomp is not there.
+        RuntimeError: libseccomp is not there.
         TypeError, ValueError: names that are no system calls, or that are in both.
 
-    Source: seccomp(2), seccomp_rule_add(3).
+    Source: seccomp(2), seccomp_rule_add(3), seccomp_export_bpf(3).
     """
     allowed, denied = check_names(allow), check_names(deny)
     if both := allowed & denied:
@@ -153,28 +140,69 @@ def filter_program(*, allow: Iterable[str] = (), deny: Iterable[str] = ()) -> by
 
 @lru_cache(maxsize=32)
 def _make(allow: frozenset[str], deny: frozenset[str]) -> bytes:
-    scmp = libseccomp()
-    made = scmp.SyscallFilter(scmp.ERRNO(errno.ENOSYS))
-    made.set_attr(scmp.Attr.CTL_OPTIMIZE, _BY_TREE)
+    made = _Filter(_ALLOW)
     for name, number in NUMBERS.items():
         if name in allow:
-            made.add_rule(scmp.ALLOW, number)
-        elif name in DENIED | deny:
-            made.add_rule(scmp.ERRNO(errno.EPERM), number)
-        elif name not in _BY_ARGUMENT:
-            made.add_rule(scmp.ALLOW, number)
-        else:
-            place, allowed, error, refused = _BY_ARGUMENT[name]
-            for mask, value in allowed:
-                made.add_rule(scmp.ALLOW, number, scmp.Arg(place, scmp.MASKED_EQ, mask, value))
-            for mask, value in refused:
-                condition = scmp.Arg(place, scmp.MASKED_EQ, mask, value)
-                made.add_rule(scmp.ERRNO(error), number, condition)
-    return _export(made)
+            continue
+        if name in DENIED | deny:
+            made.add(_ERRNO | errno.EPERM, number)
+        elif name in _BY_ARGUMENT:
+            place, refused, error = _BY_ARGUMENT[name]
+            conditions = [_CONDITION.pack(place, _MASKED_EQ, *each) for each in refused]
+            for condition in conditions or [b""]:
+                made.add(_ERRNO | error, number, condition)
+    return _beginning(personality="personality" not in allow | deny) + made.export()
 
 
-def _export(made: Any) -> bytes:
-    with tempfile.TemporaryFile() as file:
-        made.export_bpf(file)
-        file.seek(0)
-        return file.read()
+# linux/filter.h, and where it is in struct seccomp_data (little-endian).
+_LOAD, _IF_EQUAL, _IF_AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
+_NUMBER, _FIRST_ARGUMENT = 0, 16
+
+
+def _beginning(*, personality: bool) -> bytes:
+    """Make the instructions before libseccomp's, for what that cannot say.
+
+    These are: that a number is above some other, and that an argument is none of several. What is
+    not refused here goes on behind them.
+    """
+    values = _PERSONALITIES if personality else ()
+    # Code, how many are skipped if it holds and if not, value. The last one refuses.
+    code = [(_LOAD, 0, 0, _NUMBER), (_IF_AT_LEAST, 2 + len(values), 0, max(NUMBERS.values()) + 1)]
+    code += [
+        (_IF_EQUAL, 0, 2 + len(values), NUMBERS["personality"] if values else _LOW),
+        (_LOAD, 0, 0, _FIRST_ARGUMENT),
+        *((_IF_EQUAL, len(values) - i, 0, value) for i, value in enumerate(values)),
+        (_RETURN, 0, 0, _ERRNO | errno.ENOSYS),
+    ]
+    return b"".join(struct.pack("=HBBI", *each) for each in code)
+
+
+class _Filter:
+    """A filter of libseccomp."""
+
+    def __init__(self, default: int) -> None:
+        self._library = libseccomp()
+        self._context = self._library.seccomp_init(default)
+        _check(0 if self._context else -errno.ENOMEM)
+        _check(self._library.seccomp_attr_set(self._context, _OPTIMIZE, _BY_TREE))
+
+    def add(self, action: int, number: int, condition: bytes = b"") -> None:
+        add = self._library.seccomp_rule_add_array
+        _check(add(self._context, action, number, bool(condition), condition or None))
+
+    def export(self) -> bytes:
+        fd = os.memfd_create("filter")
+        with open(fd, "rb") as file:
+            _check(self._library.seccomp_export_bpf(self._context, fd))
+            file.seek(0)
+            return file.read()
+
+    def __del__(self) -> None:
+        if context := getattr(self, "_context", None):
+            self._library.seccomp_release(context)
+
+
+def _check(result: int) -> None:
+    """Raise what libseccomp returns."""
+    if result < 0:
+        raise OSError(-result, f"libseccomp: {os.strerror(-result)}")

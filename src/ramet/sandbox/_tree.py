@@ -66,7 +66,7 @@ def sample(first: int, past: Past | None = None) -> Sample:
     waited_for = [(0, 0)]
     running = {}
     depth = len(_status("self").get("NSpid", "").split())
-    for pid in _walk(first):
+    for pid in walk(first):
         with suppress(OSError):  # it has ended
             status = _status(pid)
             # What is not in the namespace has got the pid of one that was.
@@ -84,7 +84,8 @@ def sample(first: int, past: Past | None = None) -> Sample:
     return Sample(memory, largest, user / _TICKS, system / _TICKS)
 
 
-def _walk(first: int) -> Iterator[int]:
+def walk(first: int) -> Iterator[int]:
+    """List a process and its descendants."""
     waiting = [first]
     while waiting:
         pid = waiting.pop()
