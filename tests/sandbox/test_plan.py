@@ -18,10 +18,10 @@ from ramet.sandbox import (
     Sandbox,
     _cgroup,
     _landlock,
+    _seccomp,
     _tree,
 )
 from ramet.sandbox import _plan as plans
-from ramet.sandbox import _seccomp
 from ramet.sandbox._plan import make_plan
 from ramet.sandbox._policy import OPTIONAL, Policy
 from tests.waiting import children

@@ -222,6 +222,16 @@ def test_binds(tmp_path: Path) -> None:
     assert (tmp_path / "write" / "new").read_text() == "theirs"
 
 
+def test_many_binds(tmp_path: Path) -> None:
+    """What a program has room for is taken by each for as long as it needs it."""
+    (tmp_path / "file").write_text("ours")
+    entries: dict[str, Entry] = {f"/a{i}/b/c": Bind(tmp_path / "file") for i in range(100)}
+    entries |= {f"/link{i}": Symlink("x") for i in range(100)}
+    entries |= {f"/space/{i}": Tmpfs(1 << 12) for i in range(100)}
+    seen = python("print(sum(len(open(f'/a{i}/b/c').read()) for i in range(100)))", entries)
+    assert seen == 400
+
+
 def test_binds_in_a_bind(tmp_path: Path) -> None:
     for name in ("outer/inner", "other"):
         (tmp_path / name).mkdir(parents=True)

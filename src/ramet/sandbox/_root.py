@@ -13,7 +13,8 @@ import os
 import posixpath
 import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from ramet import _names
@@ -38,6 +39,7 @@ _DETACH = _names.UMOUNT["MNT_DETACH"]
 _PATH = os.O_PATH | os.O_CLOEXEC
 _ANYWHERE = struct.pack("=3Q", _PATH, 0, 0x04)
 _BENEATH = struct.pack("=3Q", _PATH | os.O_NOFOLLOW, 0, 0x08 | 0x04)
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 _SCRATCH = ".overlay"  # where the upper layers of overlays are while they are mounted
 _BLANK = ".blank"  # an empty file, of calls
 
@@ -447,7 +449,7 @@ class _Tree:
         self._root = root
         self._sources = sources
         self._blank = blank
-        self._made = set[str]()  # directories that are there
+        self._made = {""}  # directories that are there
         self._foreign = set[str]()  # mounts of ours: nothing is created below them
 
     def has(self, paths: Iterable[str]) -> None:
@@ -462,18 +464,13 @@ class _Tree:
     def _place(self, path: str, entry: Checked) -> None:
         program = self._program
         if isinstance(entry, Symlink | File):
-            where = self._parent(path)
-            name = posixpath.basename(path)
-            if isinstance(entry, Symlink):
-                program.symlink(entry.target, name, dir_fd=where)
-                return
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-            file = program.open(name, flags, 0o600, dir_fd=where)
-            if entry.data:
-                size = len(entry.data)
-                program._add("write", (file, entry.data, size), expect=size, spell=_hide)
-            program.syscall("fchmod", file, entry.mode)
-            program.close(file)
+            parent, name = posixpath.split(path)
+            self._directory(parent)
+            with self._opened(parent) as where:
+                if isinstance(entry, Symlink):
+                    program.symlink(entry.target, name, dir_fd=where)
+                else:
+                    self._file(name, entry, where)
         elif isinstance(entry, Source):
             self._mount(self._sources[path], path, is_file=entry.is_file)
             self._foreign.add(path)
@@ -496,14 +493,24 @@ class _Tree:
         else:
             self._directory(path, entry.mode)
 
+    def _file(self, name: str, entry: File, where: Result) -> None:
+        program = self._program
+        file = program.open(name, _NEW, 0o600, dir_fd=where)
+        if entry.data:
+            size = len(entry.data)
+            program._add("write", (file, entry.data, size), expect=size, spell=_hide)
+        program.syscall("fchmod", file, entry.mode)
+        program._close(file)
+
     def _overlay(self, path: str, entry: Overlay) -> None:
         """Lay a writable layer over a directory that is mounted there."""
         program = self._program
         self._directory(_SCRATCH, 0o700)
         layer = _tmpfs(program, Tmpfs(entry.size, entry.inodes))
-        self._attach(layer, _SCRATCH)
+        self._attach(layer, _SCRATCH, keep=True)
         program.mkdir("upper", 0o755, dir_fd=layer)
         program.mkdir("work", 0o755, dir_fd=layer)
+        program._close(layer)
         options = {
             # Relative to the new root, which is the working directory.
             "lowerdir": path.replace("\\", "\\\\").replace(":", "\\:"),
@@ -519,22 +526,22 @@ class _Tree:
         if os.path.exists("/proc/keys"):  # not every kernel has them
             self._attach(_open(self._program, Source(self._blank, is_file=True)), path)
 
-    def _parent(self, path: str) -> Result:
-        parent = posixpath.dirname(path)
-        if not parent:
-            return self._root
-        self._directory(parent)
-        return self._at(parent)
+    @contextmanager
+    def _opened(self, path: str) -> Iterator[Result]:
+        """Open what is there, by no symbolic link, for the steps of the block."""
+        if not path:
+            yield self._root
+            return
+        there = _openat2(self._program, self._root, path, _BENEATH)
+        yield there
+        self._program._close(there)
 
-    def _at(self, path: str) -> Result:
-        """Open what is there, by no symbolic link."""
-        return _openat2(self._program, self._root, path, _BENEATH)
-
-    def _attach(self, mount: Result, path: str) -> None:
-        """Put a mount on what is there."""
-        target = self._at(path)
-        self._program.move_mount("", "", _FD_TO_FD, from_fd=mount, to_fd=target)
-        self._program.close(target)
+    def _attach(self, mount: Result, path: str, *, keep: bool = False) -> None:
+        """Put a mount on what is there, and close it unless it is to be kept."""
+        with self._opened(path) as target:
+            self._program.move_mount("", "", _FD_TO_FD, from_fd=mount, to_fd=target)
+        if not keep:
+            self._program._close(mount)
 
     def _is_foreign(self, path: str) -> bool:
         return any(parent in self._foreign for parent in [*_parents(path), path])
@@ -543,34 +550,36 @@ class _Tree:
         for each in [*_parents(path), path]:
             if each in self._made or self._is_foreign(each):
                 continue
-            name, where = posixpath.basename(each), self._root
-            if parent := posixpath.dirname(each):
-                where = self._at(parent)
-            self._program.mkdir(
-                name, mode if each == path else 0o755, dir_fd=where, tolerate=[errno.EEXIST]
-            )
+            parent, name = posixpath.split(each)
+            wanted = mode if each == path else 0o755
+            with self._opened(parent) as where:
+                self._program.mkdir(name, wanted, dir_fd=where, tolerate=[errno.EEXIST])
             self._made.add(each)
 
-    def _mount(self, mount: Result, path: str, *, is_file: bool = False) -> None:
+    def _mount(
+        self, mount: Result, path: str, *, is_file: bool = False, keep: bool = False
+    ) -> None:
         program = self._program
+        parent, name = posixpath.split(path)
         if not is_file:
             self._directory(path)
-        elif not self._is_foreign(posixpath.dirname(path)):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-            name = posixpath.basename(path)
-            program.close(program.open(name, flags, 0o444, dir_fd=self._parent(path)))
-        self._attach(mount, path)
+        elif not self._is_foreign(parent):
+            self._directory(parent)
+            with self._opened(parent) as where:
+                program._close(program.open(name, _NEW, 0o444, dir_fd=where))
+        self._attach(mount, path, keep=keep)
 
     def _devices_at(self, path: str, entry: Devices) -> None:
         program = self._program
         dev = _tmpfs(program, Tmpfs(1 << 16, 100))
-        self._mount(dev, path)
+        self._mount(dev, path, keep=True)
         for name in _DEVICES:
             self._mount(self._sources[f"{path}/{name}"], f"{path}/{name}", is_file=True)
         self.add(_changing_devices(path, entry))
         for name, target in _LINKS_OF_DEVICES.items():
             program.symlink(target, name, dir_fd=dev)
         program.mount_setattr("", _EMPTY, attr_set=_RDONLY, dir_fd=dev)
+        program._close(dev)
 
 
 def _changing_devices(path: str, entry: Devices) -> dict[str, Checked]:
@@ -607,7 +616,7 @@ def _open(program: Program, source: Source, *, recursive: bool = True) -> Result
     flags = _AT["AT_RECURSIVE"] if everywhere else 0
     file = _openat2(program, _names.AT_FDCWD, source.path, _ANYWHERE)
     tree = program.open_tree("", _CLONE | _EMPTY | flags, dir_fd=file)
-    program.close(file)
+    program._close(file)
     attributes = _ATTRIBUTES["MOUNT_ATTR_NOSUID"] if source.device else _PRIVILEGE
     attributes |= 0 if source.writable else _RDONLY
     program.mount_setattr("", _EMPTY | flags, attr_set=attributes, dir_fd=tree)
@@ -647,5 +656,5 @@ def _filesystem(
         program.fsconfig(context, _SET_FLAG, key)
     program.fsconfig(context, _CREATE)
     mount = program.fsmount(context, attributes)
-    program.close(context)
+    program._close(context)
     return mount
