@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import pickle
 import sys
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 import ramet
 from ramet.sandbox import Bind, Overlay, ProtectionError, Sandbox
+from ramet.sandbox._presets import system_files
 from ramet.sandbox._root import Entry
 
 SYSTEM = Sandbox(system=True)
@@ -78,6 +80,15 @@ def test_files_of_ours() -> None:
     verdict = Sandbox(system=True, files=files).run(["sh", "-c", script])
     assert verdict.exit_code != 0
     assert b"/etc/shadow" in verdict.stderr
+
+
+def test_any_number_for_a_descriptor() -> None:
+    """What is opened on the way has numbers, too, and does not get in the way of it."""
+    box = Sandbox(files=system_files())
+    with open(os.devnull, "wb") as file:
+        for number in range(3, 30):
+            verdict = box.run(["true"], fds={number: file})
+            assert verdict.ok, (number, verdict)
 
 
 def test_popen() -> None:

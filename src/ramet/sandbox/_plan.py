@@ -311,6 +311,8 @@ def make_plan(policy: Policy, targets: tuple[int, ...] = ()) -> Plan:
     if maps.by_parent:
         maps.gate = copy("gate")
     init = program.dup_above(program.open(_INIT, os.O_PATH), lowest)
+    if landlock:
+        program.dup2(init, scratch)  # so that nothing which is opened later has this number
     # First what needs no ids: meanwhile we write their maps.
     opened = add_sources(program, policy.entries)
     add_surrounding(program, policy, flags)
