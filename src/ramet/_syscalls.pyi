@@ -1,1 +1,2 @@
 NUMBERS: dict[str, int]
+AUDIT_ARCH: int

@@ -81,7 +81,8 @@ class Sandbox(Policy):
     Raises:
         FileNotFoundError: a file or directory to show is not there.
         TypeError, ValueError: something that there is not, or that does not go together.
-        RuntimeError: lists of system calls, without libseccomp and pyseccomp (``ramet[sandbox]``).
+        RuntimeError: a list has a system call that this architecture does not have, and there is
+            no libseccomp or pyseccomp (``ramet[sandbox]``) that could tell whether another has.
 
     Source: namespaces(7), user_namespaces(7), seccomp(2), landlock(7), cgroups(7).
     """

@@ -1,21 +1,26 @@
-"""Filters of system calls, made by libseccomp.
+"""Filters of system calls.
 
 The default allows the calls that this build knows but for those that containers deny: Docker's
 default profile for a container without capabilities, less io_uring, most of which goes past
 filters, and less the means to get at other processes. What is newer than this build does not exist
 (ENOSYS), so programs fall back to what is older.
+
+The kernel compiles a filter at each start, so it is kept short: a call's number is looked for among
+ranges of numbers that have the same fate, where libseccomp would compare it with one at a time.
 """
 
 from __future__ import annotations
 
 import errno
-import tempfile
-from collections.abc import Iterable
+import struct
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 from ramet._flags import CloneFlags
-from ramet._syscalls import NUMBERS
+from ramet._syscalls import AUDIT_ARCH, NUMBERS
 
 DENIED = frozenset(
     (
@@ -50,47 +55,42 @@ _NAMESPACES = int(
 _AF_VSOCK = 40  # talks to the host of a virtual machine
 _INPUT = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: put text into a terminal, for others to read
 _PERSONALITIES = (0, 0x8, 0x20000, 0x20008, 0xFFFF_FFFF)
-_BITS = 32  # which are all that the kernel looks at
-_LOW = (1 << _BITS) - 1
+
+# linux/seccomp.h and linux/filter.h
+_KILL_PROCESS, _ERRNO, _ALLOW = 0x8000_0000, 0x0005_0000, 0x7FFF_0000
+_LOAD, _GO_TO, _RETURN = 0x20, 0x05, 0x06
+_EQUAL, _AT_LEAST, _HAS_ANY = 0x15, 0x35, 0x45
+_NUMBER, _ARCHITECTURE, _ARGUMENTS, _ARGUMENT_SIZE = 0, 4, 16, 8  # in struct seccomp_data
+_FARTHEST = 250  # that a jump surely reaches: it has 8 bits
 
 
-def _others(values: Iterable[int]) -> list[tuple[int, int]]:
-    """Cover all numbers but some by masks, each with the value that is left of what it covers.
+class _Fate(NamedTuple):
+    """What is done about a call.
 
-    libseccomp cannot say that a part of an argument is not some number, so what is allowed is said.
+    Attributes:
+        action: SECCOMP_RET_*.
+        unless: where the argument has one of these: by which comparison, with what, and the action.
+        place: which argument. The kernel looks at its lower 32 bits, and so does the filter.
     """
-    found: list[tuple[int, int]] = []
 
-    def cover(prefix: int, left: int, without: list[int]) -> None:
-        mask = _LOW >> left << left
-        if not without:
-            found.append((mask, prefix))
-        elif left:
-            bit = 1 << left - 1
-            cover(prefix, left - 1, [value for value in without if not value & bit])
-            cover(prefix | bit, left - 1, [value for value in without if value & bit])
-
-    cover(0, _BITS, list(values))
-    return found
+    action: int
+    unless: tuple[tuple[int, int, int], ...] = ()
+    place: int = 0
 
 
-def _these(values: Iterable[int]) -> list[tuple[int, int]]:
-    return [(_LOW, value) for value in values]
-
-
-_Masks = list[tuple[int, int]]
-_NAMESPACE_BITS = [1 << bit for bit in range(_BITS) if _NAMESPACES & 1 << bit]
-# The argument that counts, what of it is allowed, and what fails with which errno.
-_BY_ARGUMENT: dict[str, tuple[int, _Masks, int, _Masks]] = {
-    "clone": (0, [(_NAMESPACES, 0)], errno.EPERM, [(bit, bit) for bit in _NAMESPACE_BITS]),
+_ALLOWED, _DENIED = _Fate(_ALLOW), _Fate(_ERRNO | errno.EPERM)
+_UNKNOWN, _KILLED = _Fate(_ERRNO | errno.ENOSYS), _Fate(_KILL_PROCESS)
+_BY_ARGUMENT = {
+    "clone": _Fate(_ALLOW, ((_HAS_ANY, _NAMESPACES, _DENIED.action),)),
     # What it is asked for lies in memory, where no filter sees it: libraries use clone then.
-    "clone3": (0, [], errno.ENOSYS, []),
-    "socket": (0, _others([_AF_VSOCK]), errno.EAFNOSUPPORT, _these([_AF_VSOCK])),
-    "ioctl": (1, _others(_INPUT), errno.EPERM, _these(_INPUT)),
-    "personality": (0, _these(_PERSONALITIES), errno.EPERM, []),
+    "clone3": _UNKNOWN,
+    "socket": _Fate(_ALLOW, ((_EQUAL, _AF_VSOCK, _ERRNO | errno.EAFNOSUPPORT),)),
+    "ioctl": _Fate(_ALLOW, tuple((_EQUAL, each, _DENIED.action) for each in _INPUT), place=1),
+    "personality": _Fate(_UNKNOWN.action, tuple((_EQUAL, each, _ALLOW) for each in _PERSONALITIES)),
 }
-_UNKNOWN = -1  # __NR_SCMP_ERROR; other negative numbers are calls of other architectures
-_BY_TREE = 2  # of SCMP_FLTATR_CTL_OPTIMIZE
+_X32 = 1 << 30  # the calls of another architecture, on x86-64; no other has such numbers
+_NO_CALL = 0xFFFF_FFFF
+_NO_SUCH_NAME = -1  # __NR_SCMP_ERROR; other negative numbers are calls of other architectures
 
 
 def libseccomp() -> Any:
@@ -103,7 +103,8 @@ def libseccomp() -> Any:
         import pyseccomp  # type: ignore[import-not-found,import-untyped,unused-ignore] # noqa: PLC0415
     except (ImportError, RuntimeError) as error:
         raise RuntimeError(
-            f"filters of system calls need libseccomp, and pyseccomp, of ramet[sandbox]: {error}"
+            "what no call of this architecture is called is looked up by libseccomp, and "
+            f"pyseccomp, of ramet[sandbox]: {error}"
         ) from None
     return pyseccomp
 
@@ -114,13 +115,14 @@ def check_names(names: Iterable[str]) -> frozenset[str]:
     Raises:
         TypeError: they are one string.
         ValueError: no architecture has one of them, as far as libseccomp knows.
+        RuntimeError: one is none of this architecture, and libseccomp or pyseccomp is not there.
     """
     if isinstance(names, str):
         raise TypeError(f"system calls are several names, not one string: {names!r}")
     found = frozenset(names)
-    resolve = libseccomp().resolve_syscall
     for name in found - NUMBERS.keys() - DENIED:
-        if resolve(libseccomp().Arch.NATIVE, name) == _UNKNOWN:
+        scmp = libseccomp()
+        if scmp.resolve_syscall(scmp.Arch.NATIVE, name) == _NO_SUCH_NAME:
             raise ValueError(f"there is no system call {name!r}")
     return found
 
@@ -136,10 +138,10 @@ def filter_program(*, allow: Iterable[str] = (), deny: Iterable[str] = ()) -> by
         A classic BPF program for `Program.seccomp`. Calls of another architecture end the process.
 
     Raises:
-        RuntimeError: libseccomp or pyseccomp is not there.
+        RuntimeError: as `check_names`.
         TypeError, ValueError: names that are no system calls, or that are in both.
 
-    Source: seccomp(2), seccomp_rule_add(3).
+    Source: seccomp(2).
     """
     allowed, denied = check_names(allow), check_names(deny)
     if both := allowed & denied:
@@ -149,28 +151,73 @@ def filter_program(*, allow: Iterable[str] = (), deny: Iterable[str] = ()) -> by
 
 @lru_cache(maxsize=32)
 def _make(allow: frozenset[str], deny: frozenset[str]) -> bytes:
-    scmp = libseccomp()
-    made = scmp.SyscallFilter(scmp.ERRNO(errno.ENOSYS))
-    made.set_attr(scmp.Attr.CTL_OPTIMIZE, _BY_TREE)
-    for name, number in NUMBERS.items():
-        if name in allow:
-            made.add_rule(scmp.ALLOW, number)
-        elif name in DENIED | deny:
-            made.add_rule(scmp.ERRNO(errno.EPERM), number)
-        elif name not in _BY_ARGUMENT:
-            made.add_rule(scmp.ALLOW, number)
-        else:
-            place, allowed, error, refused = _BY_ARGUMENT[name]
-            for mask, value in allowed:
-                made.add_rule(scmp.ALLOW, number, scmp.Arg(place, scmp.MASKED_EQ, mask, value))
-            for mask, value in refused:
-                condition = scmp.Arg(place, scmp.MASKED_EQ, mask, value)
-                made.add_rule(scmp.ERRNO(error), number, condition)
-    return _export(made)
+    fates = dict.fromkeys(DENIED | deny, _DENIED) | dict.fromkeys(allow, _ALLOWED)
+    starts = {0: _UNKNOWN}
+    for name, number in sorted(NUMBERS.items(), key=itemgetter(1)):
+        starts[number] = fates.get(name) or _BY_ARGUMENT.get(name, _ALLOWED)
+        starts[number + 1] = _UNKNOWN  # unless there is one
+    starts |= {_X32: _KILLED, _NO_CALL: _UNKNOWN}
+    # Numbers side by side that have the same fate are one range.
+    ranges = [next(group) for _, group in groupby(starts.items(), itemgetter(1))]
+    code = _Code()
+    code.search(ranges)
+    known = code.add(_LOAD, _NUMBER)
+    code.compare(_EQUAL, AUDIT_ARCH, known, code.end(_KILLED.action))
+    code.add(_LOAD, _ARCHITECTURE)
+    return code.pack()
 
 
-def _export(made: Any) -> bytes:
-    with tempfile.TemporaryFile() as file:
-        made.export_bpf(file)
-        file.seek(0)
-        return file.read()
+class _Code:
+    """A filter, put together from its end, since jumps only go forward.
+
+    A label says how many instructions come after the one that it stands for.
+    """
+
+    def __init__(self) -> None:
+        self._instructions: list[tuple[int, int, int, int]] = []
+        self._ends: dict[int, int] = {}
+
+    def add(self, code: int, value: int, if_true: int = 0, if_false: int = 0) -> int:
+        """Put an instruction in front of all others; its label."""
+        self._instructions.append((code, if_true, if_false, value))
+        return len(self._instructions) - 1
+
+    def end(self, action: int) -> int:
+        """Find, or make, an end with an action that is not too far away for a jump."""
+        label = self._ends.get(action)
+        if label is None or len(self._instructions) - label > _FARTHEST:
+            label = self._ends[action] = self.add(_RETURN, action)
+        return label
+
+    def compare(self, code: int, value: int, yes: int, no: int) -> int:
+        """Go to one label or another."""
+        yes, no = self._near(yes), self._near(no)
+        here = len(self._instructions)
+        return self.add(code, value, here - yes - 1, here - no - 1)
+
+    def _near(self, label: int) -> int:
+        """Give a label that is not too far away for a jump."""
+        distance = len(self._instructions) - label
+        return label if distance <= _FARTHEST else self.add(_GO_TO, distance - 1)
+
+    def decide(self, fate: _Fate) -> int:
+        """Decide about a call by its argument."""
+        label = self.end(fate.action)
+        for code, value, action in reversed(fate.unless):
+            label = self.compare(code, value, self.end(action), label)
+        if fate.unless:
+            label = self.add(_LOAD, _ARGUMENTS + fate.place * _ARGUMENT_SIZE)
+        return label
+
+    def search(self, ranges: Sequence[tuple[int, _Fate]]) -> int:
+        """Find the range of the number by halves; each begins at a number, the first anywhere."""
+        if len(ranges) == 1:
+            return self.decide(ranges[0][1])
+        middle = len(ranges) // 2
+        above = self.search(ranges[middle:])
+        below = self.search(ranges[:middle])
+        return self.compare(_AT_LEAST, ranges[middle][0], above, below)
+
+    def pack(self) -> bytes:
+        """Lay it out: struct sock_filter."""
+        return b"".join(struct.pack("=HBBI", *each) for each in reversed(self._instructions))
