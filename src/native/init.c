@@ -2,7 +2,7 @@
  *
  * ramet-init: the first process of a pid namespace.
  *
- *     ramet-init REPORT PARENT PROGRAM [ARGUMENT...]
+ *     ramet-init REPORT PARENT WHOSE PROGRAM [ARGUMENT...]
  *
  * Runs the program (along PATH, if its name has no slash) in a session of its own; reaps whatever
  * is left to it; passes on the signals that come from outside the namespace; and ends, and all of
@@ -15,10 +15,11 @@
  * The program has the signals blocked that this was started with; but none if those were all, as
  * is good for a caller that may send one at any moment.
  *
- * REPORT gets records (init.h). It should be a pipe: whoever has the same ids, so the program, may
- * set our limit for the size of files (check_prlimit_permission, kernel/sys.c). Only this process
- * has it: the program has no way to forge one, since it can neither open what belongs to a process
- * that is not dumpable nor trace that (ptrace_may_access, kernel/ptrace.c).
+ * REPORT gets records (init.h): of the program alone, or of all children if WHOSE is 1, as of those
+ * that the program bears with CLONE_PARENT. It should be a pipe: whoever has the same ids, so the
+ * program, may set our limit for the size of files (check_prlimit_permission, kernel/sys.c). Only
+ * this process has it: the program has no way to forge one, since it can neither open what belongs
+ * to a process that is not dumpable nor trace that (ptrace_may_access, kernel/ptrace.c).
  *
  * Without the C library: it starts in a few page faults, and runs in any root directory.
  */
@@ -42,6 +43,7 @@
 #define TEN 10
 #define UNBLOCKABLE (1UL << (SIGKILL - 1) | 1UL << (SIGSTOP - 1))
 #define MOST_FDS 0x7fffffff
+#define OWN_ARGUMENTS 4 /* with the name */
 
 void ramet_init(long *stack) __attribute__((noreturn));
 
@@ -144,6 +146,7 @@ static void tell(int report, struct ramet_init_record *record) {
 static void clear(struct ramet_init_record *record, int kind, long value) {
     record->kind = kind;
     record->value = value;
+    record->pid = 0;
     for (unsigned i = 0; i < sizeof record->rusage / sizeof *record->rusage; i++) {
         record->rusage[i] = 0;
     }
@@ -161,16 +164,30 @@ static void run(char *const *argv, char *const *env, int report, unsigned long m
     leave(NOT_FOUND);
 }
 
+/* Who is who. */
+struct family {
+    int report;
+    int parent;
+    int signals;
+    int tells_all; /* and not of the program only */
+    long program;
+};
+
 /* Reaps all that has ended. Returns 1 once the program has. */
-static int reap(long program, int report) {
+static int reap(const struct family *family) {
     for (;;) {
         struct ramet_init_record record;
         int status = 0;
-        clear(&record, RAMET_INIT_ENDED, 0);
+        clear(&record, RAMET_INIT_REAPED, 0);
         long pid = call(__NR_wait4, -1, (long)&status, WNOHANG | __WALL, (long)record.rusage);
-        if (pid == program) {
+        int is_program = pid == family->program;
+        if (is_program || (pid > 0 && family->tells_all)) {
+            record.kind = is_program ? RAMET_INIT_ENDED : RAMET_INIT_REAPED;
             record.value = status;
-            tell(report, &record);
+            record.pid = pid;
+            tell(family->report, &record);
+        }
+        if (is_program) {
             return 1;
         }
         if (pid <= 0 && pid != -EINTR) {
@@ -180,30 +197,30 @@ static int reap(long program, int report) {
 }
 
 /* Takes one signal. Returns 1 once the program has ended. */
-static int take_signal(int signals, long program, int report) {
+static int take_signal(const struct family *family) {
     struct signalfd_siginfo info;
     info.ssi_signo = 0; /* analyzers do not know what read writes to */
     info.ssi_pid = 0;
-    if (call(__NR_read, signals, (long)&info, sizeof info, 0) != sizeof info) {
+    if (call(__NR_read, family->signals, (long)&info, sizeof info, 0) != sizeof info) {
         return 0;
     }
     if (info.ssi_signo == SIGCHLD) {
-        return reap(program, report);
+        return reap(family);
     }
     /* A sender outside, or a terminal, has no pid here; those inside have the program's at hand. */
     if (info.ssi_pid == 0 || call(__NR_getpid, 0, 0, 0, 0) != 1) {
-        call(__NR_kill, program, info.ssi_signo, 0, 0);
+        call(__NR_kill, family->program, info.ssi_signo, 0, 0);
     }
     return 0;
 }
 
 /* Whoever reads what the program writes is to see its end. */
-static void close_all_but(int report, int parent, int signals) {
+static void close_all_but(const struct family *family) {
     int first = 0;
     int last = 0;
     do {
         last = MOST_FDS;
-        const int kept[] = {report, parent, signals};
+        const int kept[] = {family->report, family->parent, family->signals};
         for (unsigned i = 0; i < sizeof kept / sizeof *kept; i++) {
             if (kept[i] >= first && kept[i] < last) {
                 last = kept[i];
@@ -221,42 +238,45 @@ void ramet_init(long *stack) {
     char **env = argv + *stack + 1;
     unsigned long all = ~0UL;
     unsigned long mask = 0;
-    if (*stack < 4) {
+    if (*stack < OWN_ARGUMENTS + 1) {
         leave(NOT_FOUND);
     }
-    int report = number(argv[1]);
-    int parent = number(argv[2]);
+    struct family family = {
+        .report = number(argv[1]),
+        .parent = number(argv[2]),
+        .tells_all = number(argv[3]),
+    };
     call(__NR_rt_sigprocmask, SIG_SETMASK, (long)&all, (long)&mask, sizeof all);
     call(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0);
     call(__NR_prctl, PR_SET_NAME, (long)"ramet-init", 0, 0);
     call(__NR_prctl, PR_SET_CHILD_SUBREAPER, 1, 0, 0); /* if this is no init */
-    call(__NR_fcntl, report, SET_FLAGS, CLOSE_ON_EXEC, 0);
-    call(__NR_fcntl, parent, SET_FLAGS, CLOSE_ON_EXEC, 0);
-    long signals = call(__NR_signalfd4, -1, (long)&all, sizeof all, O_CLOEXEC);
-    long program = call(__NR_clone, SIGCHLD, 0, 0, 0);
-    if (program == 0) {
+    call(__NR_fcntl, family.report, SET_FLAGS, CLOSE_ON_EXEC, 0);
+    call(__NR_fcntl, family.parent, SET_FLAGS, CLOSE_ON_EXEC, 0);
+    family.signals = (int)call(__NR_signalfd4, -1, (long)&all, sizeof all, O_CLOEXEC);
+    family.program = call(__NR_clone, SIGCHLD, 0, 0, 0);
+    if (family.program == 0) {
         if ((mask | UNBLOCKABLE) == all) {
             mask = 0;
         }
-        run(argv + 3, env, report, mask);
+        run(argv + OWN_ARGUMENTS, env, family.report, mask);
     }
-    if (program < 0 || signals < 0) {
+    if (family.program < 0 || family.signals < 0) {
         struct ramet_init_record record;
-        clear(&record, RAMET_INIT_FAILED, program < 0 ? -program : -signals);
-        tell(report, &record);
+        clear(&record, RAMET_INIT_FAILED, family.program < 0 ? -family.program : -family.signals);
+        tell(family.report, &record);
         leave(NOT_FOUND);
     }
-    close_all_but(report, parent, (int)signals);
+    close_all_but(&family);
     struct pollfd entries[] = {
-        {.fd = (int)signals, .events = POLLIN},
-        {.fd = parent, .events = POLLIN},
+        {.fd = family.signals, .events = POLLIN},
+        {.fd = family.parent, .events = POLLIN},
     };
     for (;;) {
         long ready = ramet_syscall6(__NR_ppoll, (long)entries, 2, 0, 0, 0, 0);
         if (ready > 0 && entries[1].revents != 0) {
             leave(NOT_FOUND); /* nobody is there any more to be told */
         }
-        if (ready > 0 && entries[0].revents != 0 && take_signal((int)signals, program, report)) {
+        if (ready > 0 && entries[0].revents != 0 && take_signal(&family)) {
             leave(0);
         }
     }

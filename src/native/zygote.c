@@ -40,7 +40,9 @@ typedef struct {
     pid_t owner;
     int ordered; /* the socket of a child that was ordered and is not born yet, or -1 */
     struct ramet_order order;
-    pid_t last; /* the pid of the last birth that is known of */
+    pid_t last;  /* the pid of the last birth that is known of */
+    int foreign; /* the zygote is no child of ours, so its children are not; pids are of its
+                    namespace */
 } Channel;
 
 struct message {
@@ -122,9 +124,10 @@ static int is_readable(int fd) {
 
 /* Waits for the end of a child that has no work and no socket any more, for which there is no
  * handle. It is not killed: its pid says too little. */
-static void reap(pid_t pid) {
+static void reap(Channel *self, pid_t pid) {
     const struct timespec pause = {0, NANOSECONDS};
-    for (int i = 0; i < PATIENCE; i++) {
+    self->last = pid;
+    for (int i = 0; i < PATIENCE && !self->foreign; i++) {
         pid_t ended = waitpid(pid, NULL, WNOHANG | __WALL);
         if (ended > 0 || (ended < 0 && errno != EINTR)) {
             return;
@@ -148,8 +151,7 @@ static int take_answers(Channel *self, int awaits) {
             close(pidfd);
         }
         if (size == sizeof result && result > 0 && awaits) {
-            self->last = (pid_t)result;
-            reap(self->last);
+            reap(self, (pid_t)result);
         }
     }
     return 0;
@@ -167,7 +169,7 @@ static void wind_up(Channel *self, int zygote, int awaits) {
     }
     pid_t untold = *self->born;
     if (untold > 0 && untold != self->last) {
-        reap(untold);
+        reap(self, untold);
     }
 }
 
@@ -220,10 +222,11 @@ static int make_births(Channel *self) {
     return page == MAP_FAILED ? -1 : 0;
 }
 
-/* Channel() */
+/* Channel(foreign): whether the zygote is the child of another process than this */
 static PyObject *channel_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     (void)kwargs;
-    if (!PyArg_ParseTuple(args, ":Channel")) {
+    int foreign = 0;
+    if (!PyArg_ParseTuple(args, "p:Channel", &foreign)) {
         return NULL;
     }
     Channel *self = (Channel *)PyType_GenericAlloc(type, 0);
@@ -233,6 +236,7 @@ static PyObject *channel_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     self->socket = self->theirs = self->births = self->ordered = -1;
     self->generation = ramet_generation();
     self->owner = getpid();
+    self->foreign = foreign;
     if (make_births(self) < 0 || make_pair(&self->socket, &self->theirs) < 0) {
         PyErr_SetFromErrno(PyExc_OSError);
         if (self->born != NULL) {
@@ -365,15 +369,14 @@ static PyObject *channel_birth(Channel *self, PyObject *type) {
         self->ordered = -1;
         task->kill = 1; /* until it has work */
         task->quiet = 1;
-        ramet_task_started(task, (pid_t)result, CLONE_PIDFD);
+        ramet_task_started(task, (pid_t)result, CLONE_PIDFD | (self->foreign ? CLONE_PARENT : 0));
         return (PyObject *)task;
     }
     Py_DECREF((PyObject *)task);
     close_number(&self->ordered);
     if (result > 0) { /* there was no room for the pidfd */
-        self->last = (pid_t)result;
         Py_BEGIN_ALLOW_THREADS
-            reap(self->last);
+            reap(self, (pid_t)result);
         Py_END_ALLOW_THREADS
         result = -EMFILE;
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+from collections.abc import Callable
 from contextlib import suppress
 
 from ramet._child import Child
@@ -31,14 +32,17 @@ class Nursery:
     call, or undone by the handle of a child.
     """
 
-    def __init__(self, *, ahead: bool) -> None:
+    def __init__(self, *, ahead: bool, foreign: bool = False) -> None:
         """Prepare for a zygote that is about to be started.
 
         Args:
             ahead: order children ahead.
+            foreign: the zygote is the child of another process, and so are its children. That is in
+                namespaces which nobody else knows of, so they are the same at any time.
         """
         self._ahead = ahead
-        self._channel = Channel()
+        self._foreign = foreign
+        self._channel = Channel(foreign)
         self._waiting: tuple[_Kind, Child] | None = None
         self._newest: Child | None = None  # while it is told its work
         self._previous: _Kind | None = None
@@ -71,7 +75,13 @@ class Nursery:
             return b""
 
     def start(
-        self, flags: int, use_clone: bool, cgroup: int, work: bytes, descriptors: list[int]
+        self,
+        flags: int,
+        use_clone: bool,
+        cgroup: int,
+        work: bytes,
+        descriptors: list[int],
+        prepare: Callable[[Child], object] | None = None,
     ) -> Child | int | None:
         """Give work to a child.
 
@@ -81,6 +91,7 @@ class Nursery:
             cgroup: the descriptor of a cgroup that flags say it is to start in.
             work: a struct ramet_work and what belongs to it.
             descriptors: go with it.
+            prepare: is given the child before that is told.
 
         Returns:
             The child, which is killed if it is dropped before `_kill` is reset; -errno if the
@@ -93,7 +104,7 @@ class Nursery:
         if not self._collect():
             return None
         child = self._take(kind)
-        if child is None or not self._tell(child, work, descriptors):
+        if child is None or not self._tell(child, work, descriptors, prepare):
             born = self._bear(kind, cgroup)
             if born == -errno.EAGAIN and self._waiting is not None:
                 self._drop_waiting()  # there may be room for one process less
@@ -101,13 +112,17 @@ class Nursery:
             if not isinstance(born, Child):
                 return born
             child = born
-            self._tell(child, work, descriptors)  # if it has ended, its status says how
+            self._tell(child, work, descriptors, prepare)  # if it has ended, its status says how
         self._newest = None
         alike, self._previous = kind == self._previous, kind
-        if alike and self._ahead and not flags & ~_ORDERED_AHEAD:
+        if alike and self._ahead and self._lasts(flags):
             with suppress(OSError):  # it is told to the one who needs one
                 self._channel.order(*kind, True, -1)
         return child
+
+    def _lasts(self, flags: int) -> bool:
+        """Whether a child is the same if it is born earlier."""
+        return self._foreign or not flags & ~_ORDERED_AHEAD
 
     def _collect(self) -> bool:
         """Take over the child that was ordered, if any. False if the zygote has ended."""
@@ -115,7 +130,7 @@ class Nursery:
         if kind is None:
             return True
         child = self._channel.birth(Child)
-        if isinstance(child, Child) and not kind[0] & ~_ORDERED_AHEAD:
+        if isinstance(child, Child) and self._lasts(kind[0]):
             self._drop_waiting()
             self._waiting = kind, child
         return child is not None
@@ -124,7 +139,7 @@ class Nursery:
         """Take the child that waits, if it is of this kind."""
         if self._waiting is None or self._waiting[0] != kind:
             return None
-        if self._waiting[1]._has_signals():
+        if not self._foreign and self._waiting[1]._has_signals():
             self._drop_waiting()  # they were not for the work
             return None
         self._newest, self._waiting = self._waiting[1], None
@@ -137,8 +152,16 @@ class Nursery:
             self._newest = child
         return child
 
-    def _tell(self, child: Child, work: bytes, descriptors: list[int]) -> bool:
+    def _tell(
+        self,
+        child: Child,
+        work: bytes,
+        descriptors: list[int],
+        prepare: Callable[[Child], object] | None,
+    ) -> bool:
         """Tell a child its work. False if it has ended, as by a signal to all of its group."""
+        if prepare is not None:
+            prepare(child)
         told = child._tell(work, descriptors)
         if not told:
             _end(child)

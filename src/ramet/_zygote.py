@@ -40,7 +40,7 @@ _PARENT, _NEWUSER = int(CloneFlags.PARENT), int(CloneFlags.NEWUSER)
 _INTO_CGROUP, _NEWPID = int(CloneFlags.INTO_CGROUP), int(CloneFlags.NEWPID)
 _MOST_INLINE = 1 << 15  # bytes of a function and its arguments that go with the request
 _WORK = struct.Struct("=4Q")  # struct ramet_work, src/native/zygote.h
-_CHANNEL, _FILE, _BIRTHS = 3, 4, 5
+_CHANNEL, _FILE, _BIRTHS = DESCRIPTORS = 3, 4, 5  # of the zygote
 _HERE = os.path.dirname(os.path.dirname(__file__))
 _CODE = (
     f"import sys; sys.path.append({_HERE!r}); from ramet._zygote_main import main; "
@@ -124,7 +124,7 @@ class FunctionChild(Generic[_T]):
             value: _T = outcome[1]
             return value
         if outcome[0] == "failed":
-            raise self._failure(*outcome[1:])
+            raise setup_error(self._setup, *outcome[1:])
         raise outcome[1] from RemoteTraceback(outcome[2])
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
@@ -141,14 +141,8 @@ class FunctionChild(Generic[_T]):
         """
         outcome = self._wait(timeout)
         if outcome[0] == "failed":
-            return self._failure(*outcome[1:])
+            return setup_error(self._setup, *outcome[1:])
         return None if outcome[0] == "value" else outcome[1]
-
-    def _failure(self, step: int, result: int) -> OSError:
-        if step < 0:
-            text = f"{os.strerror(-result)}: the child can't have these descriptors, and no others"
-            return OSError(-result, text)
-        return self._setup._error(step, result)
 
     def _wait(self, timeout: float | None) -> tuple[Any, ...]:
         if self._outcome is None:
@@ -202,6 +196,20 @@ class FunctionChild(Generic[_T]):
 
     def __repr__(self) -> str:
         return f"<ramet.FunctionChild {self.child!r}>"
+
+
+def setup_error(setup: Program, step: int, result: int) -> OSError:
+    """Say what has failed before a function of a child was called.
+
+    Args:
+        setup: the setup of the child.
+        step: of that; -1 for what comes before it.
+        result: of the step, -errno.
+    """
+    if step < 0:
+        text = f"{os.strerror(-result)}: the child can't have these descriptors, and no others"
+        return OSError(-result, text)
+    return setup._error(step, result)
 
 
 class _Caller:
@@ -292,6 +300,8 @@ class Zygote(_Caller):
     next request starts another.
     """
 
+    _foreign = False  # it is the child of another process, as are its children
+
     def __init__(
         self,
         preload: Iterable[str] = (),
@@ -336,7 +346,7 @@ class Zygote(_Caller):
         self._ahead = ahead
         self._process: Child | None = None
         self._nursery: Nursery | None = None
-        self._options = _Options()
+        self._options = Options()
         _zygotes.add(self)
 
     def using(
@@ -417,7 +427,7 @@ class Zygote(_Caller):
         }
         if uid_map is not None or gid_map is not None:
             flags |= _NEWUSER
-        options = _Options(
+        options = Options(
             flags=flags,
             env=None if env is None else dict(env),
             fds={} if fds is None else check_fds(fds),
@@ -476,8 +486,29 @@ class Zygote(_Caller):
     def _begin(self, work: tuple[Any, ...]) -> FunctionChild[Any]:
         return self._start(self._options, work)
 
-    def _start(self, options: _Options, work: tuple[Any, ...]) -> FunctionChild[Any]:
-        files = [_values.new_file("result")]
+    def _start(self, options: Options, work: tuple[Any, ...]) -> FunctionChild[Any]:
+        result = _values.new_file("result")
+        child, program = self._order(options, work, result)
+        return FunctionChild(child, result, program)
+
+    def _order(
+        self,
+        options: Options,
+        work: tuple[Any, ...],
+        result: Descriptor,
+        fds: Mapping[int, File] = MappingProxyType({}),
+        prepare: Callable[[Child], object] | None = None,
+    ) -> tuple[Child, Program]:
+        """Start a child that is killed when it is dropped, and return it with its setup.
+
+        Args:
+            options: its options.
+            work: a function, its arguments, and its keyword arguments.
+            result: the file for what becomes of it.
+            fds: descriptors that it has in any case, also 0, 1 and 2.
+            prepare: is given the child before that is told its work.
+        """
+        files = [result]
         try:
             by_value = not self._has_main and getattr(work[0], "__module__", "") == "__main__"
             inline, buffers = _values.encode((*work, options.env), by_value=by_value)
@@ -486,7 +517,7 @@ class Zygote(_Caller):
                 _values.write(inline, buffers, files[1].number)
                 inline = b""
             made = options.prepare()
-            numbers, descriptors = options.descriptors(made.fds)
+            numbers, descriptors = options.descriptors({**made.fds, **fds})
             directory, cgroup = cgroup_descriptor(options.cgroup)
             flags = options.flags | _PARENT | (_INTO_CGROUP if cgroup >= 0 else 0)
             sent = [*(file.number for file in files), *descriptors]
@@ -499,21 +530,20 @@ class Zygote(_Caller):
                 raise ValueError("the setup of a child has at most about 32 KiB")
 
             def make(call: Call, use_clone: bool) -> Child | int:
-                return self._alone(self._ask, call.flags, use_clone, cgroup, message, sent)
+                order = call.flags, use_clone, cgroup, message, sent, prepare
+                return self._alone(self._ask, *order)
 
             child = make_call(make, Call(0, 0, flags, 0, cgroup=cgroup))
             del directory
             if made.maps is not None:
                 made.maps.write(child)
-            return FunctionChild(child, files.pop(0), made.program)
+            return child, made.program
         finally:
-            for file in files:
+            for file in files[1:]:
                 file.close()
 
-    def _ask(
-        self, flags: int, use_clone: bool, cgroup: int, message: bytes, descriptors: list[int]
-    ) -> Child | int:
-        child = self._running().start(flags, use_clone, cgroup, message, descriptors)
+    def _ask(self, *order: Any) -> Child | int:
+        child = self._running().start(*order)
         if child is None:
             raise self._died()
         return child
@@ -530,7 +560,8 @@ class Zygote(_Caller):
                 'to define things, belongs under if __name__ == "__main__":'
             )
         deadline = deadline_after(self._timeout)
-        nursery = self._nursery = Nursery(ahead=self._ahead)  # where a fork finds it
+        # Where a fork finds it.
+        nursery = self._nursery = Nursery(ahead=self._ahead, foreign=self._foreign)
         try:
             words = self._spawn(nursery, deadline)
         except BaseException as error:
@@ -553,15 +584,14 @@ class Zygote(_Caller):
         channel, births = nursery.descriptors
         told = _values.new_file("told")
         _values.dump(self._told(), told.number)
-        self._process = spawn(
-            [sys.executable, *_interpreter_options(), "-c", _CODE],
-            fds={_CHANNEL: channel, _FILE: told.number, _BIRTHS: births},
-            env=self._env,
-            flags=self._flags,
-            timeout=self._timeout,
-        )
+        args = [sys.executable, *_interpreter_options(), "-c", _CODE]
+        self._process = self._launch(args, {_CHANNEL: channel, _FILE: told.number, _BIRTHS: births})
         self._process._quiet = self._process._kill = True
         return nursery.hear(None if deadline is None else max(deadline - time.monotonic(), 0))
+
+    def _launch(self, args: list[str], fds: Mapping[int, int]) -> Child:
+        """Start a process of which the zygote is one, or that ends with it."""
+        return spawn(args, fds=fds, env=self._env, flags=self._flags, timeout=self._timeout)
 
     def _told(self) -> dict[str, Any]:
         main = _main_module() if self._main else None
@@ -620,7 +650,7 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 class BoundZygote(_Caller):
     """A zygote with options for its children, made by `Zygote.using`."""
 
-    def __init__(self, zygote: Zygote, options: _Options, timeout: float | None) -> None:
+    def __init__(self, zygote: Zygote, options: Options, timeout: float | None) -> None:
         self._zygote = zygote
         self._options = options
         self._seconds = timeout
@@ -635,9 +665,13 @@ class _Setup(NamedTuple):
     program: Program
     image: bytes
     places: bytes
-    fds: Mapping[int, File]  # which it needs for this
-    maps: IdMaps | None  # to be written by this process
-    parent: Descriptor | None  # of which fds has the number
+    fds: Mapping[int, File] = MappingProxyType({})  # which it needs for this
+    maps: IdMaps | None = None  # to be written by this process
+    parent: Descriptor | None = None  # of which fds has the number
+
+
+def _lay_out(program: Program) -> _Setup:
+    return _Setup(program, *(program._portable() if len(program) else (b"", b"")))
 
 
 # What `setup` wants, and a child of a zygote need not have.
@@ -654,7 +688,7 @@ _NO_STEPS: dict[str, Any] = {
 }
 
 
-class _Options:
+class Options:
     """What a child of a zygote has of its own, checked."""
 
     def __init__(
@@ -667,7 +701,9 @@ class _Options:
         id_maps: tuple[IdMap | None, IdMap | None] = (None, None),
         steps: Mapping[str, Any] | None = None,
         before_run: Callable[[Program], object] | None = None,
+        program: Program | None = None,
     ) -> None:
+        """Prepare; `program` is all of its setup, in the place of `steps`."""
         self.flags = flags
         self.cgroup = cgroup
         self.env = env
@@ -675,7 +711,7 @@ class _Options:
         self._id_maps = id_maps
         self._steps = {**_NO_STEPS, **(steps or {})}
         self._before_run = before_run
-        first = self._make()
+        first = self._make() if program is None else _lay_out(program)
         self._always = None if first.maps is not None else first
 
     def prepare(self) -> _Setup:
@@ -702,8 +738,7 @@ class _Options:
             program.close(number)
         if self._before_run is not None:
             self._before_run(program)
-        image, places = program._portable() if len(program) else (b"", b"")
-        return _Setup(program, image, places, fds, maps if fds else None, parent)
+        return _lay_out(program)._replace(fds=fds, maps=maps if fds else None, parent=parent)
 
     def descriptors(self, more: Mapping[int, File]) -> tuple[list[int], list[int]]:
         """List the numbers in the child, and ours that stand for them now."""

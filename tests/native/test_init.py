@@ -24,13 +24,14 @@ from tests.waiting import until
 
 INIT = Path(ramet.__file__).parent / "lib" / "ramet-init"
 ENDED, FAILED = 1, 2
-RECORD = struct.Struct("=20q")  # src/native/init.h
+RECORD = struct.Struct("=21q")  # src/native/init.h
 SHELL, PYTHON = ["/bin/sh", "-c"], [sys.executable, "-c"]
 
 
 class Record(NamedTuple):
     kind: int
     value: int
+    pid: int
     rusage: Sequence[int]  # struct rusage: getrusage(2)
 
 
@@ -45,7 +46,7 @@ class Run:
         pidfd = os.pidfd_open(os.getpid()) if parent is None else os.dup(parent)
         try:
             self.child = ramet.spawn(
-                ["init", "20", "21", *args],
+                ["init", "20", "21", "0", *args],
                 executable=INIT,
                 fds={1: out, 20: writer, 21: pidfd, **(fds or {})},
                 flags=CloneFlags.NEWUSER | CloneFlags.NEWPID,
@@ -62,7 +63,7 @@ class Run:
             data = file.read()
         self.child.wait()
         assert len(data) % RECORD.size == 0
-        return [Record(r[0], r[1], r[2:]) for r in RECORD.iter_unpack(data)]
+        return [Record(r[0], r[1], r[2], r[3:]) for r in RECORD.iter_unpack(data)]
 
     def code(self) -> int:
         """What the program's exit code was, or its signal, negated."""
@@ -231,7 +232,7 @@ def test_it_ends_with_its_parent() -> None:
 def test_without_a_parent_to_watch() -> None:
     reader, writer = os.pipe()
     with ramet.spawn(
-        ["init", "20", "-1", "true"], executable=INIT, fds={20: writer},
+        ["init", "20", "-1", "0", "true"], executable=INIT, fds={20: writer},
         flags=CloneFlags.NEWUSER | CloneFlags.NEWPID,
     ) as child:  # fmt: skip
         os.close(writer)
@@ -257,7 +258,7 @@ def test_no_init_but_a_reaper() -> None:
     """Outside of a pid namespace it reaps what is left to it, and passes signals on."""
     reader, writer = os.pipe()
     with ramet.spawn(
-        ["init", "20", "-1", *SHELL, "sleep 60"], executable=INIT, fds={20: writer}
+        ["init", "20", "-1", "0", *SHELL, "sleep 60"], executable=INIT, fds={20: writer}
     ) as child:
         os.close(writer)
         until(lambda: Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text())

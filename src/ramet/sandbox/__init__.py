@@ -11,10 +11,11 @@ from ramet.sandbox._root import (
     Tmpfs,
 )
 from ramet.sandbox._sandbox import Sandbox
-from ramet.sandbox._verdict import Protection, ProtectionError, Verdict
+from ramet.sandbox._verdict import CallError, Protection, ProtectionError, Verdict
 
 __all__ = [
     "Bind",
+    "CallError",
     "Devices",
     "Directory",
     "File",

@@ -128,6 +128,11 @@ class Group:
         found = dict(line.split() for line in text.splitlines())
         return int(found[key]) if key in found else None
 
+    def add(self, pid: int) -> None:
+        """Move a process into it."""
+        with suppress(ProcessLookupError):  # it has ended
+            self._write("cgroup.procs", str(pid))
+
     def kill(self) -> None:
         """Kill all that is in it (Linux 5.14; before, the pid namespace has to do)."""
         with suppress(OSError):
@@ -202,7 +207,7 @@ def settings(
             _OF_SWAP: str(swap or 0),
         }
     if processes is not None:
-        found["pids.max"] = str(processes + 1)  # the sandbox's first process is not counted
+        found["pids.max"] = str(processes)
     if cpu is not None:
         found["cpu.max"] = f"{max(round(cpu * _PERIOD), 1000)} {_PERIOD}"
     return found

@@ -15,7 +15,16 @@ from ramet._spawn import RESTORED_SIGNALS, IdMaps, add_closing
 from ramet._steps import Environment, capability, env_strings
 from ramet.sandbox import _cgroup, _landlock, _seccomp, _tree
 from ramet.sandbox._policy import LIMITS, Policy
-from ramet.sandbox._root import Devices, add_root, add_sources, writable_paths
+from ramet.sandbox._root import (
+    Checked,
+    Devices,
+    Proc,
+    add_fresh,
+    add_root,
+    add_sources,
+    for_calls,
+    writable_paths,
+)
 from ramet.sandbox._verdict import Protection, ProtectionError
 
 _F = CloneFlags
@@ -141,8 +150,15 @@ class Limits(NamedTuple):
     processes: int | None  # for RLIMIT_NPROC
 
 
-def plan_limits(policy: Policy, receipt: _Receipt, *, maps_root: bool) -> Limits:
-    """Choose how the limits are enforced: by a cgroup where that can be made."""
+def plan_limits(policy: Policy, receipt: _Receipt, *, maps_root: bool, others: int) -> Limits:
+    """Choose how the limits are enforced: by a cgroup where that can be made.
+
+    Args:
+        policy: the policy.
+        receipt: where that is noted.
+        maps_root: the sandbox's user is root outside.
+        others: processes that do not count.
+    """
     asked = {
         "memory": policy.memory,
         "swap": None if policy.memory is None else policy.swap or 0,
@@ -156,6 +172,7 @@ def plan_limits(policy: Policy, receipt: _Receipt, *, maps_root: bool) -> Limits
         group, reason = _cgroup.find_parent(controllers, policy.cgroup)
     sampled = set()
     processes = None
+    most = None if policy.processes is None else policy.processes + others
     if policy.cgroup is not None and group is None:
         raise ProtectionError("cgroup", reason)
     for name, value in wanted.items():
@@ -166,7 +183,7 @@ def plan_limits(policy: Policy, receipt: _Receipt, *, maps_root: bool) -> Limits
             if maps_root:
                 receipt.missing(name, text, f"{reason}; RLIMIT_NPROC does not hold for user 0")
             else:
-                processes = policy.processes
+                processes = most
                 receipt.applied(name, text, "RLIMIT_NPROC in a user namespace of its own")
         elif name == "memory" and _tree.is_visible():
             instead = "what its processes have is looked at 50 times a second"
@@ -174,7 +191,7 @@ def plan_limits(policy: Policy, receipt: _Receipt, *, maps_root: bool) -> Limits
             sampled.add(name)
         else:
             receipt.missing(name, text, reason)
-    made = _cgroup.settings(policy.memory, policy.swap, policy.processes, policy.cpu)
+    made = _cgroup.settings(policy.memory, policy.swap, most, policy.cpu)
     if policy.cpu_time is not None:
         how = "RLIMIT_CPU for each process"
         if group is not None or _tree.is_visible():
@@ -238,7 +255,7 @@ def add_confinement(
     scratch: int,
     landlock: bool,
     processes: int | None,
-    runnable: Iterable[Result],
+    runnable: Iterable[Result] = (),
 ) -> None:
     """Add the steps by which privileges are given up; mounts are made before."""
     program.set_no_new_privs()
@@ -254,28 +271,44 @@ def add_confinement(
         )
     limits = policy.limits()
     if processes is not None:
-        limits[resource.RLIMIT_NPROC] = processes + 1, processes + 1  # the first is not counted
+        limits[resource.RLIMIT_NPROC] = processes, processes
     for number, (soft, hard) in limits.items():
         program.setrlimit(number, soft, hard)
-    kept = {capability(name) for name in policy.capabilities}
-    program.drop_bounding(set(range(_last_capability() + 1)) - kept)
-    program.capset(kept, kept, kept)
-    if kept:
-        program.raise_ambient(kept)
+    add_capabilities(program, policy.capabilities)
     if rules is not None:
         program.landlock_restrict_self(rules)
         program.close(rules)
 
 
-def make_plan(policy: Policy, targets: tuple[int, ...] = ()) -> Plan:
-    """Compile a policy.
+def add_capabilities(program: Program, names: Iterable[str]) -> None:
+    """Add the steps by which all capabilities but some are given up."""
+    kept = {capability(name) for name in names}
+    program.drop_bounding(set(range(_last_capability() + 1)) - kept)
+    program.capset(kept, kept, kept)
+    if kept:
+        program.raise_ambient(kept)
+
+
+class _Choice(NamedTuple):
+    """What of a policy can be had, and how."""
+
+    flags: int
+    maps: IdMaps
+    filters: tuple[bytes, ...]
+    landlock: bool
+    limits: Limits
+    receipt: tuple[Protection, ...]
+
+
+def _choose(policy: Policy, *, others: int) -> _Choice:
+    """Find out what of a policy can be had.
 
     Args:
         policy: the policy.
-        targets: the numbers of descriptors that the program has, beside 0, 1 and 2.
+        others: processes of ours that are there beside those of the program.
 
     Raises:
-        ProtectionError: one that is required cannot be had.
+        ProtectionError: something that is required cannot be had.
     """
     receipt = _Receipt(policy)
     flags = namespace_flags(policy, receipt)
@@ -285,61 +318,158 @@ def make_plan(policy: Policy, targets: tuple[int, ...] = ()) -> Plan:
     receipt.applied("capabilities", kept, "bounding set, capset, no_new_privs")
     filters = _add_seccomp(policy, receipt)
     landlock = _wants_landlock(policy, receipt)
-    limits = plan_limits(policy, receipt, maps_root=maps.outside("uid", policy.uid) == 0)
+    maps_root = maps.outside("uid", policy.uid) == 0
+    limits = plan_limits(policy, receipt, maps_root=maps_root, others=others)
     for name, value in policy.limits().items():
         if name != resource.RLIMIT_CPU:
             label = _RLIMIT_NAMES[name]
             receipt.applied(label, str(value[0]), f"RLIMIT_{label.upper()} for each process")
+    return _Choice(flags, maps, filters, landlock, limits, tuple(receipt.lines))
 
-    numbers = (*_STANDARD, *targets)
-    report = max(numbers) + 1
-    parent, scratch = report + 1, report + 2
-    lowest = max(_HIGH, scratch + 1)
+
+class _Start:
+    """A program that makes a sandbox and runs ramet-init in it, while it is written."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        choice: _Choice,
+        entries: Mapping[str, Checked],
+        targets: Iterable[int],
+    ) -> None:
+        """Begin with what makes the sandbox.
+
+        Args:
+            policy: the policy.
+            choice: what of it can be had.
+            entries: the files.
+            targets: the numbers of descriptors that the program has.
+        """
+        numbers = tuple(targets)
+        self.program = program = Program()
+        self.policy = policy
+        self.report = max(numbers) + 1
+        self.parent, self.scratch = self.report + 1, self.report + 2
+        self._lowest = max(_HIGH, self.scratch + 1)
+        self._sources = {number: self._copy(f"fd{number}") for number in numbers}
+        self._sources[self.report] = self._copy("report")
+        self._sources[self.parent] = self._copy("parent")
+        if choice.maps.by_parent:
+            choice.maps.gate = self._copy("gate")
+        self.init = program.dup_above(program.open(_INIT, os.O_PATH), self._lowest)
+        if choice.landlock:
+            program.dup2(self.init, self.scratch)  # so that nothing opened later has this number
+        # First what needs no ids: meanwhile we write their maps.
+        opened = add_sources(program, entries)
+        add_surrounding(program, policy, choice.flags)
+        choice.maps.add_steps(program, self._sources[self.parent])
+        add_identity(program, policy, choice.maps)
+        add_root(program, entries, opened)
+        if policy.cwd != "/":
+            program.chdir(policy.cwd)
+
+    def _copy(self, name: str) -> Result:
+        return self.program.syscall("fcntl", Parameter(name), _F_DUPFD_CLOEXEC, self._lowest)
+
+    def finish(self, filters: Iterable[bytes], *, tells_all: bool) -> tuple[str, ...]:
+        """End with what runs ramet-init. Returns the arguments of its own."""
+        program = self.program
+        for number, source in self._sources.items():
+            program.dup2(source, number)
+        add_closing(program, self._sources, _CLOSE_RANGE_CLOEXEC)  # at the exec
+        program.default_signals(RESTORED_SIGNALS)
+        for each in filters:
+            program.seccomp(each)
+        env = Environment(env_strings(self.policy.env))
+        # The first process would ignore a signal that comes before it has blocked it: what has its
+        # default action does not end the init of a namespace (sig_task_ignored, kernel/signal.c).
+        exec_ = (self.init, "", Parameter("argv"), env, _names.AT_EMPTY_PATH)
+        program._add("execveat", exec_, unblocks=False)
+        return _INIT_NAME, str(self.report), str(self.parent), str(int(tells_all))
+
+
+def make_plan(policy: Policy, targets: tuple[int, ...] = ()) -> Plan:
+    """Compile a policy, for a program.
+
+    Args:
+        policy: the policy.
+        targets: the numbers of descriptors that the program has, beside 0, 1 and 2.
+
+    Raises:
+        ProtectionError: one that is required cannot be had.
+    """
+    choice = _choose(policy, others=1)
+    start = _Start(policy, choice, policy.entries, (*_STANDARD, *targets))
+    add_confinement(
+        start.program,
+        policy,
+        scratch=start.scratch,
+        landlock=choice.landlock,
+        processes=choice.limits.processes,
+        runnable=[start.init],
+    )
+    args = start.finish(choice.filters, tells_all=False)
+    group, settings, sampled, _ = choice.limits
+    return Plan(start.program, args, choice.flags, choice.receipt, group, settings, sampled)
+
+
+def make_call_plans(policy: Policy, targets: tuple[int, ...]) -> tuple[Plan, Plan]:
+    """Compile a policy, for Python functions in children of a zygote.
+
+    Args:
+        policy: the policy.
+        targets: the numbers of descriptors that the zygote has, beside 0, 1 and 2.
+
+    Returns:
+        The plan for the zygote, which has the sandbox's namespaces and files and no capabilities;
+        and that for each child: it gets users, processes, mounts and System V's IPC of its own, the
+        files that can change anew, and all that confines.
+
+    Raises:
+        ProtectionError: one that is required cannot be had.
+        ValueError: there is no Python in the sandbox, or no /proc; or its user is root outside.
+    """
+    if not policy.python or not isinstance(policy.entries.get("proc"), Proc):
+        raise ValueError("Python functions need python=True, and Proc() at /proc")
+    if outside_ids(policy).outside("uid", policy.uid) == 0:
+        raise ValueError("Python functions are not for a user who is root outside: see uid_map")
+    choice = _choose(policy, others=0)
+    start = _Start(policy, choice, for_calls(policy.entries), (*_STANDARD, *targets))
+    start.program.set_no_new_privs()
+    add_capabilities(start.program, ())
+    args = start.finish((), tells_all=True)
+    holder = Plan(start.program, args, choice.flags, (), None, {}, frozenset())
+
     program = Program()
-
-    def copy(name: str) -> Result:
-        return program.syscall("fcntl", Parameter(name), _F_DUPFD_CLOEXEC, lowest)
-
-    sources = {number: copy(f"fd{number}") for number in numbers}
-    sources |= {report: copy("report"), parent: copy("parent")}
-    if maps.by_parent:
-        maps.gate = copy("gate")
-    init = program.dup_above(program.open(_INIT, os.O_PATH), lowest)
-    if landlock:
-        program.dup2(init, scratch)  # so that nothing which is opened later has this number
-    # First what needs no ids: meanwhile we write their maps.
-    opened = add_sources(program, policy.entries)
-    add_surrounding(program, policy, flags)
-    maps.add_steps(program, sources[parent])
-    add_identity(program, policy, maps)
-    add_root(program, policy.entries, opened)
-    if policy.cwd != "/":
-        program.chdir(policy.cwd)
+    program.setsid()  # or kill(0, ...) would be for the zygote and all of its children
+    for name, text in (
+        ("setgroups", "deny"),  # without which an ordinary user may not map groups
+        ("uid_map", f"{policy.uid} {policy.uid} 1"),
+        ("gid_map", f"{policy.gid} {policy.gid} 1"),
+    ):
+        program.write_file(f"/proc/self/{name}", text.encode())
+    add_fresh(program, policy.entries)
+    program.chdir(policy.cwd)
     add_confinement(
         program,
         policy,
-        scratch=scratch,
-        landlock=landlock,
-        processes=limits.processes,
-        runnable=[init],
+        scratch=_SCRATCH,
+        landlock=choice.landlock,
+        processes=choice.limits.processes,
     )
-    for number, source in sources.items():
-        program.dup2(source, number)
-    add_closing(program, sources, _CLOSE_RANGE_CLOEXEC)  # at the exec
-    program.default_signals(RESTORED_SIGNALS)
-    for each in filters:
+    # With the file for what becomes of the setup: what is written there is trusted.
+    add_closing(program, (*_STANDARD, OUTCOME))
+    for each in choice.filters:
         program.seccomp(each)
-    env = Environment(env_strings(policy.env))
-    # The first process would ignore a signal that comes before it has blocked it: what has its
-    # default action does not end the init of a namespace (sig_task_ignored, kernel/signal.c).
-    exec_ = (init, "", Parameter("argv"), env, _names.AT_EMPTY_PATH)
-    program._add("execveat", exec_, unblocks=False)
-    args = (_INIT_NAME, str(report), str(parent))
-    group, settings, sampled, _ = limits
-    lines = tuple(receipt.lines)
-    return Plan(program, args, flags, lines, group, settings, sampled)
+    group, settings, sampled, _ = choice.limits
+    own = int(_ALWAYS | (choice.flags & _F.NEWIPC))
+    return holder, Plan(program, (), own, choice.receipt, group, settings, sampled)
 
 
+OUTCOME = 3
+"""The descriptor that a function's child has for what becomes of it."""
+
+_SCRATCH = 200  # a descriptor that nobody has
 _INIT_NAME = "ramet-init"
 _F_DUPFD_CLOEXEC = _names.FCNTL["F_DUPFD_CLOEXEC"]
 _CLOSE_RANGE_CLOEXEC = _names.CLOSE_RANGE["CLOSE_RANGE_CLOEXEC"]

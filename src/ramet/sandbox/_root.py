@@ -165,7 +165,26 @@ class Source(NamedTuple):
     device: bool = False
 
 
-Checked = Source | Overlay | Tmpfs | Directory | Symlink | File | Proc | Devices
+class _Terminals(NamedTuple):
+    """Those of a /dev: devpts."""
+
+
+class _WritableProc(NamedTuple):
+    """As `Proc`, but not read-only."""
+
+
+Checked = (
+    Source
+    | Overlay
+    | Tmpfs
+    | Directory
+    | Symlink
+    | File
+    | Proc
+    | Devices
+    | _Terminals
+    | _WritableProc
+)
 
 
 def normalize(path: str | os.PathLike[str]) -> str:
@@ -268,14 +287,7 @@ def _parents(path: str) -> list[str]:
     return ["/".join(parts[:i]) for i in range(1, len(parts))]
 
 
-class Sources(NamedTuple):
-    """What was opened of ours for a new root directory: mounts that are nowhere yet."""
-
-    binds: Mapping[str, Result]
-    devices: Mapping[str, Result]
-
-
-def add_sources(program: Program, entries: Mapping[str, Checked]) -> Sources:
+def add_sources(program: Program, entries: Mapping[str, Checked]) -> dict[str, Result]:
     """Add the steps that open what is ours.
 
     The child needs CAP_SYS_ADMIN in mount and user namespaces of its own, and the ids by which it
@@ -284,25 +296,84 @@ def add_sources(program: Program, entries: Mapping[str, Checked]) -> Sources:
     Args:
         program: where to add them.
         entries: as `check` returns them.
+
+    Returns:
+        Mounts that are nowhere yet, by the paths that they are for.
     """
     # What is mounted here does not go to our namespace; what is mounted there would come.
     program.mount(None, "/", None, _SLAVE)
-    binds = {}
+    found = {}
     for path, entry in entries.items():
         if isinstance(entry, Source):
-            binds[path] = _open(program, entry)
+            found[path] = _open(program, entry)
         elif isinstance(entry, Overlay):
-            binds[path] = _open(program, Source(os.fspath(entry.source)), recursive=False)
-    devices = {}
-    if any(isinstance(entry, Devices) for entry in entries.values()):
-        devices = {
-            name: _open(program, Source(f"/dev/{name}", writable=True, is_file=True, device=True))
-            for name in _DEVICES
-        }
-    return Sources(binds, devices)
+            found[path] = _open(program, Source(os.fspath(entry.source)), recursive=False)
+        elif isinstance(entry, Devices):
+            for name in _DEVICES:
+                device = Source(f"/dev/{name}", writable=True, is_file=True, device=True)
+                found[f"{path}/{name}"] = _open(program, device)
+    return found
 
 
-def add_root(program: Program, entries: Mapping[str, Checked], sources: Sources) -> None:
+def for_calls(entries: Mapping[str, Checked]) -> dict[str, Checked]:
+    """Give the entries of a root directory in which `add_fresh` makes anew what can change.
+
+    Its /proc can be written to: that is how a child there maps its ids. The user should not be root
+    outside, see `_proc`.
+    """
+    found: dict[str, Checked] = {}
+    for path, entry in entries.items():
+        found[path] = entry
+        if isinstance(entry, Overlay):
+            found |= {_SCRATCH: Directory(0o700), path: Source(os.fspath(entry.source))}
+        elif isinstance(entry, Proc):
+            found[path] = _WritableProc()
+    return found
+
+
+def add_fresh(program: Program, entries: Mapping[str, Checked]) -> None:
+    """Add the steps that make anew what can change, for one call.
+
+    The child needs CAP_SYS_ADMIN in mount, pid and user namespaces of its own, of which the first
+    is a copy of one with such a root directory. That is its working directory then.
+
+    Args:
+        program: where to add them.
+        entries: those of the policy, and not as `for_calls` has them.
+    """
+    below = {
+        path: entry
+        for path, entry in entries.items()
+        if any(isinstance(entries.get(each), Tmpfs | Overlay) for each in _parents(path))
+    }
+    fresh: dict[str, Checked] = {}
+    for path, entry in entries.items():
+        if path in below or isinstance(entry, Tmpfs | Overlay | Proc):
+            fresh[path] = entry
+        elif isinstance(entry, Devices):
+            fresh |= _changing_devices(path, entry)
+    program.chdir("/")
+    program.umask(0)
+    root = program.open("/", _PATH)
+    tree = _Tree(program, root, _reopen(program, below))
+    tree.has([_SCRATCH, *(path for path in fresh if path not in below)])
+    tree.add(fresh)
+    program.close(root)
+    program.umask(_UMASK)
+
+
+def _reopen(program: Program, entries: Mapping[str, Checked]) -> dict[str, Result]:
+    """Open what is mounted of ours, before it is covered."""
+    paths = [path for path, entry in entries.items() if isinstance(entry, Source | Overlay)]
+    for path, entry in entries.items():
+        if isinstance(entry, Devices):
+            paths += [f"{path}/{name}" for name in _DEVICES]
+    return {path: program.open_tree(path, _CLONE | _AT["AT_RECURSIVE"]) for path in paths}
+
+
+def add_root(
+    program: Program, entries: Mapping[str, Checked], sources: Mapping[str, Result]
+) -> None:
     """Add the steps that make a root directory, and move to it.
 
     The child needs CAP_SYS_ADMIN in mount, pid and user namespaces of its own, and ids that these
@@ -339,12 +410,17 @@ _ROOM_FOR_NAMES = 64
 class _Tree:
     """The new tree, while it is made."""
 
-    def __init__(self, program: Program, root: Result, sources: Sources) -> None:
+    def __init__(self, program: Program, root: Result, sources: Mapping[str, Result]) -> None:
         self._program = program
         self._root = root
         self._sources = sources
         self._made = set[str]()  # directories that are there
         self._foreign = set[str]()  # mounts of ours: nothing is created below them
+
+    def has(self, paths: Iterable[str]) -> None:
+        """Note directories that are there, with those that they are in."""
+        for path in paths:
+            self._made |= {*_parents(path), path}
 
     def add(self, entries: Mapping[str, Checked]) -> None:
         for path, entry in entries.items():
@@ -366,17 +442,23 @@ class _Tree:
             program.syscall("fchmod", file, entry.mode)
             program.close(file)
         elif isinstance(entry, Source):
-            self._mount(self._sources.binds[path], path, is_file=entry.is_file)
+            self._mount(self._sources[path], path, is_file=entry.is_file)
             self._foreign.add(path)
         elif isinstance(entry, Overlay):
-            self._mount(self._sources.binds[path], path)
+            if path in self._sources:
+                self._mount(self._sources[path], path)
             self._overlay(path, entry)
         elif isinstance(entry, Tmpfs):
             self._mount(_tmpfs(program, entry), path)
         elif isinstance(entry, Proc):
+            self._mount(_proc(program, _RDONLY), path)
+        elif isinstance(entry, _WritableProc):
             self._mount(_proc(program), path)
         elif isinstance(entry, Devices):
             self._devices_at(path, entry)
+        elif isinstance(entry, _Terminals):
+            options = {"ptmxmode": "0666", "mode": "0620"}
+            self._mount(_filesystem(program, "devpts", options, _PRIVILEGE_OF_DEVPTS), path)
         else:
             self._directory(path, entry.mode)
 
@@ -444,14 +526,17 @@ class _Tree:
         program = self._program
         dev = _tmpfs(program, Tmpfs(1 << 16, 100))
         self._mount(dev, path)
-        for name, device in self._sources.devices.items():
-            self._mount(device, f"{path}/{name}", is_file=True)
-        options = {"ptmxmode": "0666", "mode": "0620"}
-        self._mount(_filesystem(program, "devpts", options, _PRIVILEGE_OF_DEVPTS), f"{path}/pts")
-        self._mount(_shm(program, entry), f"{path}/shm")
+        for name in _DEVICES:
+            self._mount(self._sources[f"{path}/{name}"], f"{path}/{name}", is_file=True)
+        self.add(_changing_devices(path, entry))
         for name, target in _LINKS_OF_DEVICES.items():
             program.symlink(target, name, dir_fd=dev)
         program.mount_setattr("", _EMPTY, attr_set=_RDONLY, dir_fd=dev)
+
+
+def _changing_devices(path: str, entry: Devices) -> dict[str, Checked]:
+    """What in a /dev is not the same for everybody."""
+    return {f"{path}/pts": _Terminals(), f"{path}/shm": Tmpfs(entry.shm, mode=0o1777)}
 
 
 _PRIVILEGE_OF_DEVPTS = _ATTRIBUTES["MOUNT_ATTR_NOSUID"] | _NOEXEC
@@ -499,17 +584,13 @@ def _tmpfs(program: Program, entry: Tmpfs) -> Result:
     return _filesystem(program, "tmpfs", options, _PRIVILEGE)
 
 
-def _shm(program: Program, entry: Devices) -> Result:
-    return _tmpfs(program, Tmpfs(entry.shm, mode=0o1777))
-
-
-def _proc(program: Program) -> Result:
+def _proc(program: Program, attributes: int = 0) -> Result:
     """Mount the processes of the pid namespace.
 
-    Read-only, since the owner of /proc/sys is the user 0 of the machine, whatever his capabilities
-    (test_perm, fs/proc/proc_sysctl.c).
+    Read-only it should be, since the owner of /proc/sys is the user 0 of the machine, whatever his
+    capabilities (test_perm, fs/proc/proc_sysctl.c).
     """
-    return _filesystem(program, "proc", {}, _PRIVILEGE | _NOEXEC | _RDONLY)
+    return _filesystem(program, "proc", {}, _PRIVILEGE | _NOEXEC | attributes)
 
 
 def _filesystem(

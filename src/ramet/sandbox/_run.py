@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import resource
+import select
 import stat
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from signal import SIGKILL, SIGXCPU
+from threading import RLock
 from typing import NamedTuple
 
 from ramet import _native
@@ -25,14 +27,15 @@ from ramet.sandbox._policy import Policy
 from ramet.sandbox._verdict import Reason, Verdict, planned
 from ramet.sandbox._watch import Input, Output, Watch
 
-# struct ramet_init_record, src/native/init.h: kind and value, and a struct rusage
-_RECORD = struct.Struct("=2q144s")
-_ENDED = 1
+# struct ramet_init_record, src/native/init.h: kind, value, pid, and a struct rusage
+_RECORD = struct.Struct("=3q144s")
+_FAILED, _REAPED = 2, 3
+_PROGRAM = -1  # a key
 _MICROSECONDS = 1e6
 
 
 class Record(NamedTuple):
-    """What the first process has told of the program.
+    """What the first process has told of the program, or of another of its children.
 
     Attributes:
         error: the errno for which it could not be started, or 0.
@@ -44,27 +47,62 @@ class Record(NamedTuple):
 
 
 class Report:
-    """A pipe in which the first process tells what became of the program."""
+    """A pipe in which the first process tells what became of the program, and of others."""
 
     def __init__(self, reader: Descriptor) -> None:
         self._reader = reader
+        self._lock = RLock()
         self._data = bytearray(_RECORD.size)
+        self._records: dict[int, Record] = {}
         os.set_blocking(reader.number, False)
 
     def read(self) -> Record | None:
-        """Read what was told first; None if it was killed before. Again: the same again."""
-        # Into what we have: so nothing is lost if this is interrupted, or done by two threads.
-        with suppress(BlockingIOError):  # a fork of ours has the other end as well
-            os.readv(self._reader.number, [self._data])
-        kind, value, raw = _RECORD.unpack(self._data)
-        if kind == 0:
-            return None
-        if kind != _ENDED:
-            return Record(value, None)
-        if os.WIFEXITED(value):
-            return Record(0, ExitStatus(os.CLD_EXITED, os.WEXITSTATUS(value), raw))
-        code = os.CLD_DUMPED if os.WCOREDUMP(value) else os.CLD_KILLED
-        return Record(0, ExitStatus(code, os.WTERMSIG(value), raw))
+        """Give what was told of the program, None if it was killed before; again, the same."""
+        with self._lock:
+            self._take()
+            return self._records.get(_PROGRAM)
+
+    def of(self, pid: int, patience: float) -> Record | None:
+        """Wait for what is told of another child, and give it once.
+
+        Args:
+            pid: its pid there.
+            patience: seconds.
+        """
+        deadline = time.monotonic() + patience
+        poll = select.poll()
+        poll.register(self._reader.number, select.POLLIN)
+        while True:
+            with self._lock:  # of several threads one reads it, for all
+                self._take()
+                record = self._records.pop(pid, None)
+                if record is not None or time.monotonic() >= deadline:
+                    return record
+                if any(event & select.POLLHUP for _, event in poll.poll(1)):
+                    deadline = 0  # what was told before can still be read
+
+    def _take(self) -> None:
+        """Read all that is there."""
+        # Into what we have: so nothing is lost if this is interrupted.
+        while True:
+            kind, value, pid, rusage = _RECORD.unpack(self._data)
+            if kind:
+                self._records[pid if kind == _REAPED else _PROGRAM] = _record(kind, value, rusage)
+                self._data[:] = bytes(_RECORD.size)
+            try:  # a fork of ours has the other end as well
+                if os.readv(self._reader.number, [self._data]) == 0:
+                    return
+            except BlockingIOError:
+                return
+
+
+def _record(kind: int, value: int, raw: bytes) -> Record:
+    if kind == _FAILED:
+        return Record(value, None)
+    if os.WIFEXITED(value):
+        return Record(0, ExitStatus(os.CLD_EXITED, os.WEXITSTATUS(value), raw))
+    code = os.CLD_DUMPED if os.WCOREDUMP(value) else os.CLD_KILLED
+    return Record(0, ExitStatus(code, os.WTERMSIG(value), raw))
 
 
 class Started(NamedTuple):
@@ -213,7 +251,7 @@ def run(
         stack.callback(_end, started)
         for each in theirs:
             each.close()
-        watched = Watched(policy, plan.sampled, child, started.group)
+        watched = Watched(policy, plan.sampled, child.pid, started.group)
         reason = Watch(
             child,
             ends.outputs.values(),
@@ -262,11 +300,11 @@ class Watched:
     """What is known of a sandbox while it runs."""
 
     def __init__(
-        self, policy: Policy, sampled: frozenset[str], child: Child, group: Group | None
+        self, policy: Policy, sampled: frozenset[str], pid: int, group: Group | None
     ) -> None:
         self._policy = policy
         self._sampled = sampled
-        self._child = child
+        self._pid = pid
         self._group = group
         self._found = _tree.Sample()
 
@@ -291,7 +329,7 @@ class Watched:
 
     def _sample(self) -> _tree.Sample:
         """Look at the processes; what was found before is not less."""
-        found = _tree.sample(self._child.pid)
+        found = _tree.sample(self._pid)
         before = self._found
         self._found = _tree.Sample(
             max(before.memory, found.memory),

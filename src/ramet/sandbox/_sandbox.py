@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from threading import Lock
-from typing import Any
+from typing import Any, ParamSpec, Self, TypeVar
 
 from ramet._deadlines import check_timeout
 from ramet._native import Descriptor
 from ramet._spawn import File, check_args, check_fds
 from ramet._steps import Path
+from ramet.sandbox._calls import InnerZygote
+from ramet.sandbox._calls import call as run_call
+from ramet.sandbox._inside import run_source
 from ramet.sandbox._plan import Plan, make_plan
 from ramet.sandbox._policy import Policy
 from ramet.sandbox._popen import SandboxedPopen
 from ramet.sandbox._run import Started, run, start
-from ramet.sandbox._verdict import Protection, ProtectionError, Verdict
+from ramet.sandbox._verdict import CallError, Protection, ProtectionError, Verdict
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class Sandbox(Policy):
@@ -72,7 +78,7 @@ class Sandbox(Policy):
         wall_time: seconds that a run may take.
         output_size: bytes that stdout and stderr together may have, where `run` keeps them.
         file_size: bytes that a file may have that is written to.
-        preload: modules for Python in the sandbox; nothing uses it yet.
+        preload: modules that the interpreter for `call` has imported. They may not start threads.
         require: the protections that may not be missing; all others may.
         optional: the protections that may be missing, of ``network``, ``ipc``, ``uts``,
             ``cgroup_namespace``, ``seccomp``, ``landlock``, ``memory``, ``swap``, ``processes`` and
@@ -90,6 +96,7 @@ class Sandbox(Policy):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "_plans", {})
+        object.__setattr__(self, "_zygotes", {})
 
     def _plan(self, targets: tuple[int, ...] = ()) -> Plan:
         """Compile the policy, once for each user and each set of descriptors."""
@@ -293,6 +300,125 @@ class Sandbox(Policy):
 
     def _start(self, plan: Plan, args: list[Path], descriptors: Mapping[int, int]) -> Started:
         return start(self, plan, args, descriptors)
+
+    # --- Python -----------------------------------------------------------------------------
+
+    def call(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Run a Python function in the sandbox, and return what it returns.
+
+        It runs in a fresh child of an interpreter that lives in the sandbox and has imported what
+        `preload` names. That is started by the first call, or by `warm_up`, and ends with `close`.
+        Each call has users, processes, tmpfs, overlays and limits of its own; the network and the
+        host name are those of the sandbox. The function is the first process of its pid namespace:
+        a signal that it sends to itself does nothing unless it has a handler. There is just `uid`
+        and `gid`, whatever the maps have, and capabilities are for what the call has of its own.
+
+        Args:
+            fn: the function. It travels by pickle, so its module has to be in the sandbox; or by
+                cloudpickle, where that is installed and the function is of the main module.
+            args: its arguments.
+            kwargs: its keyword arguments.
+
+        Returns:
+            What it returns, as data: None, numbers, strings, bytes, lists, tuples, dictionaries
+            with strings for keys, arrays of numpy.
+
+        Raises:
+            CallError: it did not return: it raised an exception, ended, or was killed at a limit.
+            ProtectionError: a protection that is required cannot be had.
+            ValueError: there is no Python in the sandbox (`python`).
+            Exception: what pickle raises for what it cannot carry.
+        """
+        verdict = self.run_function(fn, args, kwargs)
+        if not verdict.ok:
+            raise CallError(verdict)
+        value: _T = verdict.value
+        return value
+
+    def run_function(
+        self,
+        fn: Callable[..., Any],
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        input: bytes | None = None,  # noqa: A002 - subprocess's name
+        timeout: float | None = None,
+    ) -> Verdict:
+        """Run a Python function as `call`, and tell what became of it.
+
+        Args:
+            fn: as of `call`.
+            args: its arguments.
+            kwargs: its keyword arguments.
+            input: what it reads from its standard input.
+            timeout: seconds that it may take, if `wall_time` is not less.
+
+        Returns:
+            The verdict, with what the function returned as its `value`, and what it printed.
+
+        Raises:
+            Exception: as `call`, but no `CallError`.
+        """
+        return run_call(
+            self._zygote(),
+            (fn, tuple(args), dict(kwargs or {})),
+            data=b"" if input is None else bytes(memoryview(input)),
+            timeout=self._seconds(timeout),
+        )
+
+    def run_python(
+        self,
+        source: str,
+        values: Mapping[str, Any] | None = None,
+        *,
+        input: bytes | None = None,  # noqa: A002 - subprocess's name
+        timeout: float | None = None,
+    ) -> Verdict:
+        """Run Python source, as the main module, where `call` runs functions.
+
+        Args:
+            source: the text.
+            values: names that it finds, and what they are.
+            input: as of `run_function`.
+            timeout: as of `run_function`.
+
+        Returns:
+            The verdict, with the value of the last line if that is an expression.
+
+        Raises:
+            Exception: as `run_function`.
+        """
+        if not isinstance(source, str):
+            raise TypeError(f"source must be a string, not {source!r}")
+        args = source, "<sandbox>", dict(values or {})
+        return self.run_function(run_source, args, input=input, timeout=timeout)
+
+    def _zygote(self) -> InnerZygote:
+        zygotes: dict[Any, InnerZygote] = self._zygotes  # type: ignore[attr-defined]
+        key = os.geteuid(), os.getegid()
+        found = zygotes.get(key)
+        return zygotes.setdefault(key, InnerZygote(self)) if found is None else found
+
+    def warm_up(self) -> None:
+        """Start the interpreter for `call` now, and wait until it has imported `preload`.
+
+        Raises:
+            ZygoteError: an import fails or starts threads.
+            Exception: as `call`.
+        """
+        self._zygote().warm_up()
+
+    def close(self) -> None:
+        """End the interpreter for `call`, and all calls. The next call starts another."""
+        zygotes: dict[Any, InnerZygote] = self._zygotes  # type: ignore[attr-defined]
+        for zygote in zygotes.values():
+            zygote.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
 def _more_fds(fds: Mapping[int, File] | None) -> dict[int, File]:

@@ -58,7 +58,8 @@ class Verdict:
         exit_code: 0 to 255, None if it did not exit.
         signal: the number of the signal that ended it, else None.
         error: what failed, for ``"start_failed"`` (the step, with its system call) and
-            ``"raised"`` (the traceback); else None.
+            ``"raised"`` (the traceback); for a function that has ended otherwise, why there is no
+            value; else None.
         wall_time: seconds from the start to the end.
         user_time: seconds of processor time in programs.
         system_time: seconds of processor time in the kernel.
@@ -90,8 +91,8 @@ class Verdict:
 
     @property
     def ok(self) -> bool:
-        """Whether it exited with 0."""
-        return self.reason == "exited" and self.exit_code == 0
+        """Whether it exited with 0; and if it was a function, whether that has returned."""
+        return self.reason == "exited" and self.exit_code == 0 and self.error is None
 
     @property
     def shell_status(self) -> int:
@@ -122,6 +123,25 @@ class Verdict:
         content["stdout"], content["stderr"] = _text(self.stdout), _text(self.stderr)
         content["receipt"] = [line._asdict() for line in self.receipt]
         return json.dumps(content, indent=indent, default=_plain)
+
+
+class CallError(RuntimeError):
+    """A Python function in a sandbox has not returned.
+
+    Attributes:
+        verdict: why not.
+    """
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict)
+        self.verdict = verdict
+
+    def __str__(self) -> str:
+        verdict = self.verdict
+        how = f"signal {verdict.signal}" if verdict.signal else f"exit code {verdict.exit_code}"
+        text = f"the function has not returned: {verdict.reason}"
+        text += f", {how}" if verdict.reason in {"exited", "signalled"} else ""
+        return f"{text}\n{verdict.error}" if verdict.error else text
 
 
 def _text(data: bytes) -> str | dict[str, str]:
