@@ -285,7 +285,7 @@ def test_elsewhere(target: str, tmp_path: Path) -> None:
     report = tmp_path / "report"
     with open(report, "wb") as file:
         done = subprocess.run(
-            [emulator, init, str(file.fileno()), "-1", "/bin/sh", "-c", "exit 5"],
+            [emulator, init, str(file.fileno()), "-1", "0", "/bin/sh", "-c", "exit 5"],
             pass_fds=[file.fileno()], check=False, timeout=60,
         )  # fmt: skip
     (record,) = RECORD.iter_unpack(report.read_bytes())

@@ -87,7 +87,11 @@ class Report:
         while True:
             kind, value, pid, rusage = _RECORD.unpack(self._data)
             if kind:
-                self._records[pid if kind == _REAPED else _PROGRAM] = _record(kind, value, rusage)
+                record = _record(kind, value, rusage)
+                if kind == _REAPED:
+                    self._records[pid] = record
+                else:  # that it could not be started comes before its end
+                    self._records.setdefault(_PROGRAM, record)
                 self._data[:] = bytes(_RECORD.size)
             try:  # a fork of ours has the other end as well
                 if os.readv(self._reader.number, [self._data]) == 0:
