@@ -23,7 +23,7 @@ from tests.native.toolchain import require
 from tests.waiting import until
 
 INIT = Path(ramet.__file__).parent / "lib" / "ramet-init"
-ENDED, FAILED = 1, 2
+ENDED, FAILED, REAPED = 1, 2, 3
 RECORD = struct.Struct("=21q")  # src/native/init.h
 SHELL, PYTHON = ["/bin/sh", "-c"], [sys.executable, "-c"]
 
@@ -40,13 +40,13 @@ class Run:
 
     def __init__(
         self, args: Sequence[str], *, out: int = 1, env: Mapping[str, str] | None = None,
-        parent: int | None = None, fds: Mapping[int, int] | None = None,
+        parent: int | None = None, fds: Mapping[int, int] | None = None, whose: str = "0",
     ) -> None:  # fmt: skip
         reader, writer = os.pipe()
         pidfd = os.pidfd_open(os.getpid()) if parent is None else os.dup(parent)
         try:
             self.child = ramet.spawn(
-                ["init", "20", "21", "0", *args],
+                ["init", "20", "21", whose, *args],
                 executable=INIT,
                 fds={1: out, 20: writer, 21: pidfd, **(fds or {})},
                 flags=CloneFlags.NEWUSER | CloneFlags.NEWPID,
@@ -226,6 +226,34 @@ def test_it_ends_with_its_parent() -> None:
     parent.wait()
     assert run.records() == []
     assert run.child.wait().code == 127
+
+
+def test_it_tells_of_all_its_children() -> None:
+    """Of those that are left to it, and of siblings of the program."""
+    script = """if True:
+        import contextlib, os, ramet
+        from ramet import CloneFlags
+        child = ramet.fork(CloneFlags.PARENT)
+        if child is None:
+            os._exit(7)
+        print(child.pid, flush=True)
+        if os.fork() == 0:  # its child is an orphan soon
+            if os.fork() == 0:
+                os._exit(8)
+            os._exit(0)
+        os.wait()
+        with contextlib.suppress(ProcessLookupError):  # until it was reaped
+            while True:
+                os.kill(child.pid, 0)
+    """
+    with output() as (out, seen):
+        run = Run([*PYTHON, script], out=out, whose="1")
+        records = run.records()
+    assert [record.kind for record in records].count(ENDED) == 1
+    codes = {os.waitstatus_to_exitcode(r.value): r for r in records if r.kind == REAPED}
+    assert codes.keys() <= {7, 8}
+    assert codes[7].pid == int(seen[0])
+    assert codes[7].rusage[4] > 0
 
 
 def test_without_a_parent_to_watch() -> None:

@@ -239,6 +239,26 @@ def test_binds_in_a_bind(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path / "outer")) == ["file", "inner"]
 
 
+@root
+def test_overlays_over_mounts(tmp_path: Path) -> None:
+    """The kernel would refuse it, without a word of the reason."""
+    (tmp_path / "a b" / "mount").mkdir(parents=True)
+    mounted = f"mount -t tmpfs none '{tmp_path}/a b/mount' && exec \"$@\""
+    run_python(
+        "from ramet.sandbox._root import *\n"
+        f"directory = {str(tmp_path / 'a b')!r}\n"
+        "for source in (directory, directory[:-4]):\n"
+        "    try:\n"
+        "        check({'/x': Overlay(source)})\n"
+        "    except ValueError as error:\n"
+        "        assert str(error).endswith(f'is mounted: {directory}/mount'), error\n"
+        "    else:\n"
+        "        assert False\n"
+        "check({'/x': Overlay(f'{directory}/mount')})\n",
+        before=["unshare", "--mount", "sh", "-c", mounted, "sh"],
+    )
+
+
 def test_hostile_links(tmp_path: Path) -> None:
     """A link in a directory that a program could write to does not lead a mount elsewhere."""
     (tmp_path / "work").mkdir()

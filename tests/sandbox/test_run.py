@@ -6,6 +6,7 @@ import asyncio
 import os
 import pickle
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,10 +75,13 @@ def test_processes() -> None:
     assert b"fork" in verdict.stderr
 
 
-def test_files_of_ours() -> None:
-    files: dict[str, Entry] = {"/over": Overlay("/etc"), "/read": Bind("/etc")}
-    script = "ls /over /read >/dev/null && ! touch /read/new 2>/dev/null && ls /etc/shadow"
+def test_files_of_ours(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    (tmp_path / "file").write_text("ours")
+    files: dict[str, Entry] = {"/over": Overlay(tmp_path), "/read": Bind(tmp_path)}
+    script = "cat /over/file /read/file && ! touch /read/new 2>/dev/null && ls /etc/shadow"
     verdict = Sandbox(system=True, files=files).run(["sh", "-c", script])
+    assert verdict.stdout == b"oursours"
     assert verdict.exit_code != 0
     assert b"/etc/shadow" in verdict.stderr
 

@@ -109,7 +109,7 @@ class Group:
                 try:
                     self._write(name, value)
                 except FileNotFoundError:
-                    if name != _OF_SWAP:  # where there is no swap
+                    if name != _OF_SWAP or _has_swap():  # swapaccount=0
                         raise
             self.descriptor = Descriptor.directory(os.fsencode(self._path))
         except BaseException:
@@ -175,6 +175,14 @@ class Group:
                 if "populated 0" in file.read():
                     return
                 poll.poll(_PATIENCE)
+
+
+def _has_swap() -> bool:
+    try:
+        with open("/proc/swaps") as file:
+            return len(file.readlines()) > 1
+    except FileNotFoundError:
+        return False
 
 
 _abandoned = set[str]()

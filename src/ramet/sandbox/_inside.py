@@ -61,8 +61,10 @@ def _exit_code(left: SystemExit) -> int:
 
 def _words(error: BaseException) -> str:
     """Render an exception, from the function on."""
-    below = None if error.__traceback__ is None else error.__traceback__.tb_next
-    return "".join(traceback.format_exception(type(error), error, below or error.__traceback__))
+    first = error.__traceback__
+    while first is not None and first.tb_frame.f_code.co_filename == __file__:
+        first = first.tb_next
+    return "".join(traceback.format_exception(type(error), error, first))
 
 
 def _write(file: int, parts: Iterable[bytes | memoryview]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -150,13 +150,24 @@ class Limits(NamedTuple):
     processes: int | None  # for RLIMIT_NPROC
 
 
-def plan_limits(policy: Policy, receipt: _Receipt, *, maps_root: bool, others: int) -> Limits:
+def _uncounted(policy: Policy, maps: IdMaps) -> str:
+    """Say why RLIMIT_NPROC, which counts the processes of one user, would not hold."""
+    if maps.outside("uid", policy.uid) == 0:
+        return "RLIMIT_NPROC does not hold for user 0"
+    ids = policy.uid_map if isinstance(policy.uid_map, Sequence) else ((policy.uid, 0, 1),)
+    may_change = capability("setuid") in {capability(name) for name in policy.capabilities}
+    if may_change and sum(count for _, _, count in ids) > 1:
+        return "RLIMIT_NPROC is of each user, and the program can become several"
+    return ""
+
+
+def plan_limits(policy: Policy, receipt: _Receipt, maps: IdMaps, *, others: int) -> Limits:
     """Choose how the limits are enforced: by a cgroup where that can be made.
 
     Args:
         policy: the policy.
         receipt: where that is noted.
-        maps_root: the sandbox's user is root outside.
+        maps: whom the sandbox's users are outside.
         others: processes that do not count.
     """
     asked = {
@@ -180,8 +191,8 @@ def plan_limits(policy: Policy, receipt: _Receipt, *, maps_root: bool, others: i
         if group is not None:
             receipt.applied(name, text, f"{_cgroup.CONTROLLERS[name]} controller, {group}")
         elif name == "processes":
-            if maps_root:
-                receipt.missing(name, text, f"{reason}; RLIMIT_NPROC does not hold for user 0")
+            if why := _uncounted(policy, maps):
+                receipt.missing(name, text, f"{reason}; {why}")
             else:
                 processes = most
                 receipt.applied(name, text, "RLIMIT_NPROC in a user namespace of its own")
@@ -318,8 +329,7 @@ def _choose(policy: Policy, *, others: int) -> _Choice:
     receipt.applied("capabilities", kept, "bounding set, capset, no_new_privs")
     filters = _add_seccomp(policy, receipt)
     landlock = _wants_landlock(policy, receipt)
-    maps_root = maps.outside("uid", policy.uid) == 0
-    limits = plan_limits(policy, receipt, maps_root=maps_root, others=others)
+    limits = plan_limits(policy, receipt, maps, others=others)
     for name, value in policy.limits().items():
         if name != resource.RLIMIT_CPU:
             label = _RLIMIT_NAMES[name]

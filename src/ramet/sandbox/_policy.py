@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, Literal, Self
 
 from ramet._spawn import IdMap
-from ramet._steps import Filter, capability, check_id
+from ramet._steps import Filter, capability
 from ramet.sandbox._presets import basic_files, network_files, python_files, system_files
 from ramet.sandbox._root import (
     Bind,
@@ -45,11 +45,12 @@ OPTIONAL = frozenset(
 _LONGEST_HOSTNAME = 64
 _SWITCHES = ("system", "python", "seccomp", "landlock")
 _MOST = 1 << 32  # seconds, and processors
+_MOST_IDS = (1 << 32) - 1
 _NEEDED = frozenset(("execve", "execveat", "exit", "exit_group"))  # by what starts the program
 LIMITS = {
     name.removeprefix("RLIMIT_").lower(): getattr(resource, name)
     for name in dir(resource)
-    if name.startswith("RLIMIT_")
+    if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"  # BSD's name of RLIMIT_NOFILE
 }
 """RLIMIT_* by names in small letters."""
 
@@ -164,7 +165,7 @@ class Policy:
             if not isinstance(value, int) or isinstance(value, bool):
                 raise TypeError(f"{name} must be a whole number, not {value!r}")
             if not least <= value < 1 << 62:
-                raise ValueError(f"{name} must be at least {least}: {value}")
+                raise ValueError(f"{name} must be at least {least}, and below 2**62: {value}")
         for name in ("cpu", "cpu_time", "wall_time"):
             value = getattr(self, name)
             if value is None:
@@ -181,8 +182,8 @@ class Policy:
             _choose("rlimits", [name], LIMITS)
             if name in _OF_FIELDS:
                 raise ValueError(f"{_OF_FIELDS[name]} sets this limit, not rlimits[{name!r}]")
-            numbers = [both] if isinstance(both, int) else list(both)
-            if len(numbers) not in {1, 2} or not all(isinstance(each, int) for each in numbers):
+            numbers = _integers((both,) if isinstance(both, int) else both)
+            if numbers is None or len(numbers) not in {1, 2}:
                 raise TypeError(f"rlimits[{name!r}] must be a limit, or soft and hard: {both!r}")
             if not all(-1 <= each < 1 << 64 for each in numbers):
                 raise ValueError(f"rlimits[{name!r}] must be -1 (none) or more: {both!r}")
@@ -195,15 +196,17 @@ class Policy:
             id_ = getattr(self, name)
             if not isinstance(id_, int) or isinstance(id_, bool):
                 raise TypeError(f"{name} must be a number, not {id_!r}")
-            check_id(id_)
+            if not 0 <= id_ < _MOST_IDS:
+                raise ValueError(f"{name} must be 0 to {_MOST_IDS - 1}: {id_}")
         for name, id_ in (("uid_map", self.uid), ("gid_map", self.gid)):
             given = getattr(self, name)
             if given is None:
                 continue
+            lines = _triples(((given, 0, 1),) if isinstance(given, int) else given)
+            if lines is None or isinstance(given, bool):
+                raise TypeError(f"{name} must be an id, or triples of numbers, not {given!r}")
             if not isinstance(given, int):
-                given = tuple((int(a), int(b), int(count)) for a, b, count in given)
-                object.__setattr__(self, name, given)
-            lines = [(given, 0, 1)] if isinstance(given, int) else given
+                object.__setattr__(self, name, lines)
             if any(min(line) < 0 or max(line) >= 1 << 32 for line in lines):
                 raise ValueError(f"{name} has ids that there are not: {given}")
             if not any(first <= id_ < first + count for first, _, count in lines):
@@ -305,6 +308,21 @@ def _names(name: str, value: Iterable[str]) -> frozenset[str]:
     return frozenset(_strings(name, value))
 
 
+def _integers(value: Any) -> tuple[int, ...] | None:
+    """Give several whole numbers as a tuple; None if they are something else."""
+    is_several = isinstance(value, Iterable) and not isinstance(value, str | bytes)
+    found = tuple(value) if is_several else (None,)
+    is_whole = all(isinstance(each, int) and not isinstance(each, bool) for each in found)
+    return found if is_whole else None
+
+
+def _triples(value: Any) -> tuple[tuple[int, int, int], ...] | None:
+    found = [_integers(each) for each in value] if isinstance(value, Iterable) else [None]
+    if any(each is None or len(each) != 3 for each in found):
+        return None
+    return tuple(found)  # type: ignore[arg-type] # each was looked at
+
+
 def _choose(name: str, given: Iterable[str], known: Iterable[str]) -> None:
     """Refuse what is not among the known names, with that which may have been meant."""
     choices = sorted(known)
@@ -352,9 +370,6 @@ def _from_toml(content: dict[str, Any], directory: str) -> dict[str, Any]:
     for name in _SIZES:
         if name in found:
             found[name] = parse_size(found[name])
-    for name in ("uid_map", "gid_map"):
-        if isinstance(found.get(name), list):
-            found[name] = [tuple(line) for line in found[name]]
     if "rlimits" in found:
         found["rlimits"] = {
             name: tuple(both) if isinstance(both, list) else both
@@ -364,7 +379,7 @@ def _from_toml(content: dict[str, Any], directory: str) -> dict[str, Any]:
         names = _strings("seccomp_filters", found["seccomp_filters"])
         found["seccomp_filters"] = [_read(os.path.join(directory, name)) for name in names]
     if "cgroup" in found:
-        found["cgroup"] = os.path.join(directory, found["cgroup"])
+        found["cgroup"] = os.path.join(directory, _text("cgroup", found["cgroup"]))
     if "files" in found:
         found["files"] = {
             path: _entry(path, table, directory) for path, table in found["files"].items()
@@ -389,6 +404,20 @@ _KINDS: Mapping[str, tuple[Callable[..., Entry], str, tuple[str, ...]]] = {
 }
 
 
+# What becomes of a text, by what it is.
+_TEXTS: Mapping[str, Callable[[str, str], str | bytes]] = {
+    "source": os.path.join,
+    "target": lambda _, text: text,
+    "data": lambda _, text: text.encode(),
+}
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be text, not {value!r}")
+    return value
+
+
 def _entry(path: str, table: Any, directory: str) -> Entry:
     kinds = _KINDS.keys() & table.keys() if isinstance(table, dict) else set()
     if len(kinds) != 1:
@@ -401,14 +430,10 @@ def _entry(path: str, table: Any, directory: str) -> Entry:
     for name in ("size", "shm"):
         if name in options:
             options[name] = parse_size(options[name])
-    if main == "source":
-        value = os.path.join(directory, value)
-    elif main == "size" and value is not True:
+    if main == "size" and value is not True:
         value = parse_size(value)
-    elif main == "data":
-        if not isinstance(value, str):
-            raise TypeError(f"files: {path!r}: file must be its text, not {value!r}")
-        value = value.encode()
+    elif main in _TEXTS:
+        value = _TEXTS[main](directory, _text(f"files: {path!r}: {kind}", value))
     if not main or (main == "size" and value is True):
         if value is not True:
             raise ValueError(f"files: {path!r}: {kind} must be true, not {value!r}")

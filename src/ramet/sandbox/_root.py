@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import posixpath
+import re
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -70,7 +71,8 @@ class Overlay:
     """A directory of ours that seems to be writable: changes are in memory, and thrown away.
 
     Attributes:
-        source: the path here, as of `Bind`. What is mounted in it is not there.
+        source: the path here, as of `Bind`. Nothing may be mounted in it: the kernel does not
+            show what lies below that.
         size: bytes that the changes may take.
         inodes: files that may be changed.
     """
@@ -224,7 +226,7 @@ def check(entries: Mapping[str, Entry]) -> dict[str, Checked]:
         NotADirectoryError: what an overlay lies over is none.
         TypeError: something is no entry.
         ValueError: a path is bad, comes twice, or lies in what is no directory; a size or mode
-            that there is not.
+            that there is not; something is mounted in what an overlay lies over.
     """
     found: dict[str, Checked] = {}
     for path, entry in entries.items():
@@ -253,23 +255,18 @@ _HIGHEST_MODE = 0o1777
 def _check_entry(path: str, entry: Entry) -> Checked | None:
     if not isinstance(entry, Entry):
         raise TypeError(f"{path!r} must be a Bind, Tmpfs or the like, not {entry!r}")
-    for name in _SIZES:
-        size = getattr(entry, name, 1)
-        if not isinstance(size, int) or isinstance(size, bool) or not 0 < size < 1 << 63:
-            raise ValueError(f"{path!r}: {name} must be a positive number: {size!r}")
-    mode = getattr(entry, "mode", 0)
-    if not isinstance(mode, int) or not 0 <= mode <= _HIGHEST_MODE:
-        raise ValueError(f"{path!r}: mode must be permissions, and no more than 0o1777: {mode!r}")
+    _check_values(path, entry)
     if isinstance(entry, File):
         return replace(entry, data=bytes(memoryview(entry.data)))
-    if isinstance(entry, Symlink):
-        if not entry.target or "\0" in entry.target:
-            raise ValueError(f"{path!r}: a symbolic link leads somewhere: {entry.target!r}")
-        return entry
     if isinstance(entry, Overlay):
         source = os.path.realpath(entry.source, strict=True)
         if not os.path.isdir(source):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), source)
+        if mounts := _mounts_in(source):
+            raise ValueError(
+                f"{path!r}: no overlay can be laid over {source!r}, in which something is mounted: "
+                + ", ".join(mounts)
+            )
         return replace(entry, source=source)
     if isinstance(entry, Bind):
         try:
@@ -280,6 +277,36 @@ def _check_entry(path: str, entry: Entry) -> Checked | None:
             raise
         return Source(source, bool(entry.writable), not os.path.isdir(source))
     return entry
+
+
+def _check_values(path: str, entry: Entry) -> None:
+    for name in _SIZES:
+        size = getattr(entry, name, 1)
+        if not isinstance(size, int) or isinstance(size, bool) or not 0 < size < 1 << 63:
+            raise ValueError(f"{path!r}: {name} must be a positive number: {size!r}")
+    mode = getattr(entry, "mode", 0)
+    if not isinstance(mode, int) or not 0 <= mode <= _HIGHEST_MODE:
+        raise ValueError(f"{path!r}: mode must be permissions, and no more than 0o1777: {mode!r}")
+    if isinstance(entry, Symlink):
+        target = entry.target
+        if not isinstance(target, str):
+            raise TypeError(f"{path!r}: a symbolic link's target must be a string, not {target!r}")
+        if not target or "\0" in target:
+            raise ValueError(f"{path!r}: a symbolic link leads somewhere: {target!r}")
+
+
+def _mounts_in(directory: str) -> list[str]:
+    """List what is mounted in a directory, which is locked there (mount_namespaces(7))."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        points = [_ESCAPED.sub(_unescape, line.split(" ")[4]) for line in file]
+    return [each for each in points if each.startswith(f"{directory.rstrip('/')}/") and each != "/"]
+
+
+_ESCAPED = re.compile(r"\\([0-7]{3})")
+
+
+def _unescape(match: re.Match[str]) -> str:
+    return chr(int(match[1], 8))
 
 
 def _parents(path: str) -> list[str]:

@@ -90,7 +90,7 @@ class Report:
                 record = _record(kind, value, rusage)
                 if kind == _REAPED:
                     self._records[pid] = record
-                else:  # that it could not be started comes before its end
+                else:  # what could not be started ends as well, later
                     self._records.setdefault(_PROGRAM, record)
                 self._data[:] = bytes(_RECORD.size)
             try:  # a fork of ours has the other end as well

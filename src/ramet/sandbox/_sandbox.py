@@ -411,8 +411,9 @@ class Sandbox(Policy):
     def close(self) -> None:
         """End the interpreter for `call`, and all calls. The next call starts another."""
         zygotes: dict[Any, InnerZygote] = self._zygotes  # type: ignore[attr-defined]
-        for zygote in zygotes.values():
-            zygote.close()
+        with suppress(KeyError):
+            while True:
+                zygotes.popitem()[1].close()
 
     def __enter__(self) -> Self:
         return self

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -113,8 +114,8 @@ class Verdict:
     def to_json(self, *, indent: int | None = None) -> str:
         """Render as JSON.
 
-        Output that is no UTF-8 becomes an object with a key ``base64``; so does a value, in part,
-        that JSON does not have.
+        Output that is no UTF-8 becomes an object with a key ``base64``, as do bytes in a value;
+        what else JSON does not have, such as NaN, is text.
 
         Args:
             indent: as of json.dumps.
@@ -122,7 +123,8 @@ class Verdict:
         content = {name: getattr(self, name) for name in self.__dataclass_fields__}
         content["stdout"], content["stderr"] = _text(self.stdout), _text(self.stderr)
         content["receipt"] = [line._asdict() for line in self.receipt]
-        return json.dumps(content, indent=indent, default=_plain)
+        content["value"] = _plain(self.value)
+        return json.dumps(content, indent=indent, allow_nan=False)
 
 
 class CallError(RuntimeError):
@@ -151,13 +153,22 @@ def _text(data: bytes) -> str | dict[str, str]:
         return {"base64": base64.b64encode(data).decode()}
 
 
-def _plain(value: object) -> object:
+def _plain(value: Any) -> object:
     """Turn what JSON does not have into what it has."""
+    if value is None or isinstance(value, str | int) or _is_finite(value):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
     if isinstance(value, bytes | bytearray | memoryview):
         return {"base64": base64.b64encode(value).decode()}
-    if hasattr(value, "tolist"):  # an array
-        return value.tolist()
-    return repr(value)
+    # An array has lists.
+    return _plain(value.tolist()) if hasattr(value, "tolist") else repr(value)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def planned(receipt: Iterable[Protection]) -> tuple[Protection, ...]:
