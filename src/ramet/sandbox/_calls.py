@@ -63,7 +63,8 @@ class InnerZygote(Zygote):
         os.ftruncate(self._words.number, 0)
         try:
             streams = {0: null, 1: null, 2: self._words.number}
-            started = start(self._policy, self._holder, args, {**streams, **fds})
+            command = [os.path.abspath(args[0]), *args[1:]]  # as the preset shows the interpreter
+            started = start(self._policy, self._holder, command, {**streams, **fds})
         finally:
             os.close(null)
         self.report = started.report
