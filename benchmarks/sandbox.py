@@ -285,7 +285,7 @@ def report_calls(directory: Path, turns: int) -> None:
     """Measure a Python function with numpy in a sandbox, and bubblewrap, python and the import."""
     filter_ = directory / "filter.bpf"
     with Sandbox(python=True, preload=["numpy"]) as box:
-        args = bubblewrap(box, [sys.executable, "-c", "import numpy"])
+        args = bubblewrap(box, [os.path.abspath(sys.executable), "-c", "import numpy"])
         box.warm_up()
         loops: dict[str, Loop] = {CALL: repeat(lambda: box.call(numpy.count_nonzero, [1, 0, 2]))}
         if file := shutil.which("bwrap"):
