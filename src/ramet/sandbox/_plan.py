@@ -119,8 +119,11 @@ def _add_seccomp(policy: Policy, receipt: _Receipt) -> tuple[bytes, ...]:
     if policy.seccomp:
         for word, names in (("with", policy.allow_syscalls), ("without", policy.deny_syscalls)):
             asked += f", {word} {', '.join(sorted(names))}" if names else ""
-        own = _seccomp.filter_program(allow=policy.allow_syscalls, deny=policy.deny_syscalls)
-        filters += (own,)
+        made = _seccomp.filter_program(allow=policy.allow_syscalls, deny=policy.deny_syscalls)
+        filters += (made,)
+    if not _seccomp.is_available():
+        receipt.missing("seccomp", asked, "this kernel has no filters of system calls")
+        return ()
     receipt.applied("seccomp", asked, f"{len(filters)} filter{'s' if len(filters) > 1 else ''}")
     return filters
 

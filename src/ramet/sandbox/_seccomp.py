@@ -12,6 +12,7 @@ ranges of numbers that have the same fate, where libseccomp would compare it wit
 from __future__ import annotations
 
 import errno
+import os
 import struct
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -91,6 +92,11 @@ _BY_ARGUMENT = {
 _X32 = 1 << 30  # the calls of another architecture, on x86-64; no other has such numbers
 _NO_CALL = 0xFFFF_FFFF
 _NO_SUCH_NAME = -1  # __NR_SCMP_ERROR; other negative numbers are calls of other architectures
+
+
+def is_available() -> bool:
+    """Whether this kernel has filters (CONFIG_SECCOMP_FILTER)."""
+    return os.path.exists("/proc/sys/kernel/seccomp/actions_avail")
 
 
 def libseccomp() -> Any:
