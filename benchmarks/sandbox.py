@@ -10,9 +10,9 @@ in kind: it has Landlock and seccomp, and no namespaces.
 
 Sandbox.run and the C program keep what the program writes, and wait until nothing is left of the
 sandbox. Peers are started by os.posix_spawn, without pipes, which is the least that starts them;
-bubblewrap also by subprocess.run, which keeps the output as well. Candidates take turns, and then
-run in blocks of their own: the kernel takes the namespaces of one apart while the next one runs.
-The ratios of the medians count. Then 1,000 sandboxes with 8 at a time, by threads. Last,
+bubblewrap also by subprocess.run, which keeps the output as well. Candidates take turns of one
+sandbox, and of many: the kernel takes the namespaces of one apart while the next one runs. The
+ratios of the medians count. Then 1,000 sandboxes with 8 at a time, by threads. Last,
 Sandbox.call with numpy preloaded against bubblewrap, python and an import of numpy.
 
     python benchmarks/sandbox.py [--turns N]
@@ -51,7 +51,7 @@ RAMET, C = "Sandbox.run", "C: the same calls"
 BWRAP, WRAPPED = "bubblewrap", "bubblewrap, by subprocess.run"
 NSJAIL, SANDLOCK = "nsjail", "sandlock (no namespaces)"
 CALL, IMPORT = "Sandbox.call, numpy preloaded", "bubblewrap, python -c 'import numpy'"
-CHILDREN = 5
+CHILDREN = (1, 20)  # that each starts when it is its turn
 SANDBOXES, IN_FLIGHT = 1000, 8
 PARENTS = {"0 GiB": 0, "1 GiB": 1 << 30}
 FILTER_FD = 100
@@ -258,14 +258,6 @@ def throughput(loop: Loop) -> float:
         return SANDBOXES / (time.perf_counter() - start)
 
 
-def in_blocks(loops: dict[str, Loop], turns: int) -> Values:
-    """Let each candidate do all its turns before the next one begins."""
-    values: Values = {}
-    for name, loop in loops.items():
-        values |= take_turns({name: loop}, {name: CHILDREN}, turns)
-    return values
-
-
 def report(title: str, values: Values, others: Iterable[str]) -> None:
     """Print medians, deviations and ratios."""
     print(f"\n{title:40}{'median':>16}{'MAD':>10}{'of ' + next(iter(values)):>20}")
@@ -292,7 +284,7 @@ def report_calls(directory: Path, turns: int) -> None:
             loops[IMPORT] = repeat(spawned([file, *args], filter_))
         report(
             "A function of Python, and an import of numpy",
-            take_turns(loops, {CALL: 20, IMPORT: 1}, turns),
+            take_turns(loops, {CALL: 20, IMPORT: 1}, turns // 10),
             (),
         )
 
@@ -305,9 +297,9 @@ def measure(resident: int, name: str, turns: int) -> None:
         missing = {BWRAP, NSJAIL, SANDLOCK} - loops.keys()
         print(f"\nNot installed: {', '.join(sorted(missing))}" if missing else "")
         others = (C, BWRAP, WRAPPED, NSJAIL, SANDLOCK)
-        values = take_turns(loops, dict.fromkeys(loops, CHILDREN), turns)
-        report(f"In turns, parent with {name} resident", values, others)
-        report(f"In blocks, parent with {name} resident", in_blocks(loops, turns), others)
+        for children in CHILDREN:
+            values = take_turns(loops, dict.fromkeys(loops, children), turns // children + 1)
+            report(f"{children} a turn, parent with {name} resident", values, others)
         print(f"\n{SANDBOXES} sandboxes, {IN_FLIGHT} at a time")
         for candidate, loop in loops.items():
             print(f"  {candidate:38}{throughput(loop):13.0f} a second")
@@ -316,4 +308,4 @@ def measure(resident: int, name: str, turns: int) -> None:
 
 
 if __name__ == "__main__":
-    in_each_parent(__file__, __doc__ or "", 40, measure, PARENTS)
+    in_each_parent(__file__, __doc__ or "", 200, measure, PARENTS)
