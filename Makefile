@@ -50,10 +50,11 @@ format: $(VENV)/.lint ## Put all sources into shape
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $(NATIVE)
 
-bench: $(VENV)/.bench ## Measure against C, os.fork, multiprocessing and subprocess
+bench: $(VENV)/.bench ## Measure against C, os.fork, multiprocessing, subprocess and bubblewrap
 	$(BIN)/python benchmarks/clone_latency.py
 	$(BIN)/python benchmarks/spawn.py
 	$(BIN)/python benchmarks/functions.py
+	$(BIN)/python benchmarks/sandbox.py
 
 docs: $(VENV)/.installed ## Write the generated pages of docs/
 	$(BIN)/python docs/generate.py
@@ -98,4 +99,5 @@ build/analyzed: $(VENV)/.venv $(NATIVE)
 
 $(VENV)/.bench: $(VENV)/.installed
 	$(PIP) install --group bench
+	-$(PIP) install --only-binary :all: --group peers  # the benchmark says which are missing
 	touch $@

@@ -54,7 +54,11 @@ def repeat(start: Callable[[], object]) -> Callable[[int], None]:
 
 
 def in_each_parent(
-    script: str, description: str, turns: int, measure: Callable[[int, str, int], None]
+    script: str,
+    description: str,
+    turns: int,
+    measure: Callable[[int, str, int], None],
+    parents: Mapping[str, int] = PARENTS,
 ) -> None:
     """Measure each parent in a process of its own: the script is run anew for each.
 
@@ -64,14 +68,15 @@ def in_each_parent(
         turns: how many there are, if the command line does not say otherwise.
         measure: measures for one parent, which is the process; given its resident memory in bytes,
             its name, and the turns.
+        parents: resident memory by names.
     """
     parser = argparse.ArgumentParser(description=description.split("\n\n", maxsplit=1)[0])
     parser.add_argument("--turns", type=int, default=turns, help="turns for each candidate")
-    parser.add_argument("--parent", choices=PARENTS, help=argparse.SUPPRESS)
+    parser.add_argument("--parent", choices=parents, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.parent:
-        measure(PARENTS[options.parent], options.parent, options.turns)
+        measure(parents[options.parent], options.parent, options.turns)
         return
-    for name in PARENTS:
+    for name in parents:
         command = [sys.executable, script, "--parent", name, "--turns", str(options.turns)]
         subprocess.run(command, check=True)

@@ -48,6 +48,13 @@ def test_a_function(box: Sandbox) -> None:
     assert box.call(int, "ff", base=16) == 255
 
 
+def test_an_interpreter_that_was_called_by_a_path_with_dots() -> None:
+    directory, name = os.path.split(sys.executable)
+    python = f"{directory}/../{os.path.basename(directory)}/{name}"
+    source = "from ramet import Sandbox\nwith Sandbox(python=True) as box: print(box.call(abs, -3))"
+    assert subprocess.check_output([python, "-c", source]) == b"3\n"
+
+
 def test_arrays_go_and_come(box: Sandbox) -> None:
     array = np.arange(1 << 20, dtype="f8")
     found = box.call(np.multiply, array, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import pickle
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 import ramet
 from ramet.sandbox import Bind, Overlay, ProtectionError, Sandbox
+from ramet.sandbox._presets import system_files
 from ramet.sandbox._root import Entry
 
 SYSTEM = Sandbox(system=True)
@@ -90,6 +92,15 @@ def test_files_of_ours(tmp_path: Path) -> None:
     assert verdict.stdout == b"oursours"
     assert verdict.exit_code != 0
     assert b"/etc/shadow" in verdict.stderr
+
+
+def test_any_number_for_a_descriptor() -> None:
+    """What is opened on the way has numbers, too, and does not get in the way of it."""
+    box = Sandbox(files=system_files())
+    with open(os.devnull, "wb") as file:
+        for number in range(3, 30):
+            verdict = box.run(["true"], fds={number: file})
+            assert verdict.ok, (number, verdict)
 
 
 def test_popen() -> None:

@@ -62,7 +62,8 @@ class InnerZygote(Zygote):
         os.ftruncate(self._words.number, 0)
         try:
             streams = {0: null, 1: null, 2: self._words.number}
-            started = start(self._policy, self._holder, args, {**streams, **fds})
+            command = [os.path.abspath(args[0]), *args[1:]]  # as the preset shows the interpreter
+            started = start(self._policy, self._holder, command, {**streams, **fds})
         finally:
             os.close(null)
         self.report = started.report
@@ -98,7 +99,7 @@ def call(zygote: InnerZygote, function: Function, *, data: bytes, timeout: float
     work = _pack(function)
     begun = time.monotonic()
     with ExitStack() as stack:
-        ends, theirs = open_streams(stack, {0: None, 1: None, 2: None}, data)
+        ends, theirs = open_streams({0: None, 1: None, 2: None}, data)
         result, outcome = _values.new_file("result"), _values.new_file("outcome")
         stack.callback(result.close)
         stack.callback(outcome.close)

@@ -115,8 +115,6 @@ def namespace_flags(policy: Policy, receipt: _Receipt) -> int:
 
 def _add_seccomp(policy: Policy, receipt: _Receipt) -> tuple[bytes, ...]:
     filters = tuple(policy.seccomp_filters)
-    if not policy.seccomp and not filters:
-        return ()
     asked = "default" if policy.seccomp else "filters of the user's own"
     if policy.seccomp:
         for word, names in (("with", policy.allow_syscalls), ("without", policy.deny_syscalls)):
@@ -126,9 +124,12 @@ def _add_seccomp(policy: Policy, receipt: _Receipt) -> tuple[bytes, ...]:
             filters += (own,)
         except RuntimeError as error:
             receipt.missing("seccomp", asked, str(error))
-            if not filters:
-                return ()
             asked = "filters of the user's own"
+    if not filters:
+        return ()
+    if not _seccomp.is_available():
+        receipt.missing("seccomp", asked, "this kernel has no filters of system calls")
+        return ()
     receipt.applied("seccomp", asked, f"{len(filters)} filter{'s' if len(filters) > 1 else ''}")
     return filters
 
@@ -390,6 +391,8 @@ class _Start:
         if choice.maps.by_parent:
             choice.maps.gate = self._copy("gate")
         self.init = program.dup_above(program.open(_INIT, os.O_PATH), self._lowest)
+        if choice.landlock:
+            program.dup2(self.init, self.scratch)  # so that nothing opened later has this number
         # First what needs no ids: meanwhile we write their maps.
         opened = add_sources(program, entries)
         add_surrounding(program, policy, choice.flags)

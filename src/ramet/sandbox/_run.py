@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import stat
 import struct
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from signal import SIGKILL, SIGXCPU
 from threading import RLock
@@ -26,8 +27,8 @@ from ramet.sandbox._policy import Policy
 from ramet.sandbox._verdict import Reason, Verdict, planned
 from ramet.sandbox._watch import Input, Output, Watch
 
-# struct ramet_init_record, src/native/init.h
-_RECORD = struct.Struct("=21q")
+# struct ramet_init_record, src/native/init.h: kind, value, pid, and a struct rusage
+_RECORD = struct.Struct("=3q144s")
 _FAILED, _REAPED = 2, 3
 _PROGRAM = -1  # a key
 _MICROSECONDS = 1e6
@@ -84,7 +85,7 @@ class Report:
         """Read all that is there."""
         # Into what we have: so nothing is lost if this is interrupted.
         while True:
-            kind, value, pid, *rusage = _RECORD.unpack(self._data)
+            kind, value, pid, rusage = _RECORD.unpack(self._data)
             if kind:
                 record = _record(kind, value, rusage)
                 if kind == _REAPED:
@@ -99,10 +100,9 @@ class Report:
                 return
 
 
-def _record(kind: int, value: int, rusage: Iterable[int]) -> Record:
+def _record(kind: int, value: int, raw: bytes) -> Record:
     if kind == _FAILED:
         return Record(value, None)
-    raw = struct.pack("=18q", *rusage)
     if os.WIFEXITED(value):
         return Record(0, ExitStatus(os.CLD_EXITED, os.WEXITSTATUS(value), raw))
     code = os.CLD_DUMPED if os.WCOREDUMP(value) else os.CLD_KILLED
@@ -188,13 +188,10 @@ class Ends(NamedTuple):
     outputs: dict[int, Output]
 
 
-def open_streams(
-    stack: ExitStack, given: Mapping[int, File | None], data: bytes
-) -> tuple[Ends, list[Descriptor]]:
+def open_streams(given: Mapping[int, File | None], data: bytes) -> tuple[Ends, list[Descriptor]]:
     """Make pipes for the streams that were not given.
 
     Args:
-        stack: closes them.
         given: descriptors by the numbers in the sandbox; None makes a pipe for 0, 1 and 2.
         data: what is read from 0.
 
@@ -210,12 +207,10 @@ def open_streams(
             descriptors[number] = number_of(file)
             continue
         reader, writer = Descriptor.pipe()
-        stack.callback(reader.close)
-        stack.callback(writer.close)
         if number == 0:
             descriptors[0] = reader.number
             theirs.append(reader)
-            source = Input(writer, data)
+            source = Input(writer, data) if data else None
         else:
             descriptors[number] = writer.number
             theirs.append(writer)
@@ -247,7 +242,7 @@ def run(
     args = check_args(args)
     plan = plan_for(tuple(number for number in streams if number > 2))
     with ExitStack() as stack:
-        ends, theirs = open_streams(stack, streams, data)
+        ends, theirs = open_streams(streams, data)
         begun = time.monotonic()
         try:
             started = start(policy, plan, args, ends.descriptors)
@@ -376,7 +371,7 @@ class Watched:
         user, system = self._found.user_time, self._found.system_time
         if usage is not None:
             user, system = max(user, usage.ru_utime), max(system, usage.ru_stime)
-        peak, origin = self._peak(status, is_program)
+        peak, origin = self._peak(usage if is_program else None)
         if self._group is not None:
             times = [self._group.number("cpu.stat", f"{kind}_usec") for kind in ("user", "system")]
             if None not in times:
@@ -410,14 +405,16 @@ class Watched:
             return "cpu"
         return "exited" if status.signal is None else "signalled"
 
-    def _peak(self, status: ExitStatus, is_program: bool) -> tuple[int | None, str]:
+    def _peak(self, usage: resource.struct_rusage | None) -> tuple[int | None, str]:
         if self._group is not None:
             peak = self._group.number("memory.peak")
             if peak is not None:
                 return peak, "all of the sandbox: memory.peak of its cgroup"
-        if is_program and status.rusage is not None:
-            peak = status.rusage.ru_maxrss << 10
-            return peak, "the largest of the program and what it waited for: ru_maxrss"
+        if usage is not None:
+            return (
+                usage.ru_maxrss << 10,
+                "the largest of the program and what it waited for: ru_maxrss",
+            )
         if self._found.largest:
             return self._found.largest, "the largest process: VmHWM, before it was killed"
         return None, ""

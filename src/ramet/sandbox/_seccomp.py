@@ -74,6 +74,11 @@ _CONDITION = struct.Struct("=2I2Q")  # struct scmp_arg_cmp
 _MASKED_EQ = 7  # SCMP_CMP_MASKED_EQ
 
 
+def is_available() -> bool:
+    """Whether this kernel has filters (CONFIG_SECCOMP_FILTER)."""
+    return os.path.exists("/proc/sys/kernel/seccomp/actions_avail")
+
+
 @lru_cache(maxsize=1)
 def libseccomp() -> Any:
     """Load libseccomp.
