@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -63,6 +65,19 @@ def cgroup() -> Iterator[Path]:
         pytest.skip("no cgroup v2 that may be written to")
     yield directory
     directory.rmdir()
+
+
+@pytest.fixture(scope="session")
+def as_nobody() -> list[str]:
+    """What runs a command as an ordinary user, who can run this interpreter."""
+    if os.geteuid() != 0:
+        pytest.skip("needs privileges")
+    command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    code = "import asyncio, ramet"  # what it is made of may be in somebody's home
+    done = subprocess.run([*command, sys.executable, "-c", code], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no ordinary user can run {sys.executable}")
+    return command
 
 
 # --- leaks --------------------------------------------------------------------------------------

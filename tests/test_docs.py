@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
 import sys
 from pathlib import Path
-from subprocess import check_output
+from subprocess import PIPE, STDOUT, check_output, run
 
 import pytest
 
@@ -36,6 +37,28 @@ def test_example(code: str) -> None:
 
 def test_there_are_examples() -> None:
     assert any(name.startswith("README") for name, _ in _examples())
+
+
+def test_sessions(tmp_path: Path) -> None:
+    """The commands that docs/command.md shows write what it shows; "..." is anything."""
+    page = (ROOT / "docs/command.md").read_text()
+    (policy,) = re.findall(r"^```toml\n(.*?)^```", page, re.M | re.S)
+    (tmp_path / "policy.toml").write_text(policy)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    sessions = re.findall(r"^```console\n(.*?)^```", page, re.M | re.S)
+    for command, expected in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", "".join(sessions), re.M):
+        done = run(  # noqa: S602 - by a shell, as is shown
+            command,
+            shell=True,
+            cwd=tmp_path,
+            env={**os.environ, "PATH": path},
+            stdout=PIPE,
+            stderr=STDOUT,
+            text=True,
+            check=False,
+        )
+        pattern = re.escape(expected.strip()).replace(re.escape("..."), ".*")
+        assert re.fullmatch(pattern, done.stdout.strip(), re.S), f"{command}\n{done.stdout}"
 
 
 def test_flags_page_is_up_to_date() -> None:

@@ -162,6 +162,19 @@ def test_many_results() -> None:
         assert child.wait().code == child.pid & 0xFF
 
 
+def test_places_of_closed_descriptors() -> None:
+    program = Program()
+    early, pid = program.syscall("getppid"), program.syscall("getpid")
+    for _ in range(_native.most_results):
+        program._close(program.open("/dev/null"))
+        copy = program.copy()
+    for made in (program, copy):
+        made.syscall("getpgid", early)  # made before: it has a place of its own
+        made.exit(pid)
+        with made.start() as child:
+            assert child.wait().code == child.pid & 0xFF
+
+
 # --- copies -------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""Write the module ramet._syscalls: the names and numbers of the kernel's headers, and for whom.
+"""Write the module ramet._syscalls: the names and numbers of the kernel's headers.
 
     python syscalls.py OUTPUT COMPILER...
 
@@ -18,10 +18,7 @@ numbers = {name: int(value) for name, value in values.items() if value.isdigit()
 numbers.pop("syscalls", None)  # how many there are
 if "execve" not in numbers:
     sys.exit("asm/unistd.h has no numbers")
-# AUDIT_ARCH_* (linux/audit.h): the machine (linux/elf-em.h), of 64 bits, little-endian.
-machines = {"__x86_64__": 62, "__aarch64__": 183, "__riscv": 243}
-(machine,) = (number for macro, number in machines.items() if f"#define {macro} 1\n" in macros)
 with open(output, "w", encoding="ascii") as module:
     module.write('"""Numbers of system calls. Written by the build."""\n\nNUMBERS = {\n')
     module.writelines(f'    "{name}": {numbers[name]},\n' for name in sorted(numbers))
-    module.write(f"}}\n\nAUDIT_ARCH = {machine | 0xC000_0000:#x}\n")
+    module.write("}\n")

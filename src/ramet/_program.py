@@ -137,6 +137,7 @@ class Program(Steps):
         self._words: list[int] = []  # of struct ramet_step, one after another
         self._flags = 0
         self._slots = 1  # for results that are referred to; 0 is for the others
+        self._spare: list[tuple[int, int]] = []  # slots that can be taken again, from which step on
         self._pins: list[object] = []
         self._parameters: list[tuple[str, int]] = []  # and their places in the structures
         self._code: Code | None = None
@@ -152,6 +153,7 @@ class Program(Steps):
         copy._words = self._words.copy()
         copy._flags = self._flags
         copy._slots = self._slots
+        copy._spare = self._spare.copy()
         copy._pins = [self._pins.copy()] if self._pins else []
         copy._parameters = self._parameters.copy()
         copy._base = (self, len(self._steps))
@@ -253,14 +255,22 @@ class Program(Steps):
 
     def _slot(self, result: Result) -> int:
         """Find, or make, the place where a result is kept."""
-        place = self._index(result) * _WORDS + _SLOT
+        index = self._index(result)
+        place = index * _WORDS + _SLOT
         slot = self._words[place]
+        if slot == 0 and self._spare and self._spare[0][1] <= index:
+            slot = self._words[place] = self._spare.pop(0)[0]
         if slot == 0:
             if self._slots == _native.most_results:
                 raise ValueError(f"at most {_native.most_results - 1} results can be referred to")
             slot = self._words[place] = self._slots
             self._slots += 1
         return slot
+
+    def _close(self, result: Result) -> None:
+        """Close a descriptor that is not referred to any more: others may take its place."""
+        self.close(result)
+        self._spare.append((self._slot(result), len(self._steps)))
 
     def _index(self, result: Result) -> int:
         program, length = self, len(self._steps)

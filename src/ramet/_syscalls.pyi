@@ -1,2 +1,1 @@
 NUMBERS: dict[str, int]
-AUDIT_ARCH: int

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ramet
@@ -32,6 +32,7 @@ from ramet.sandbox._root import (
 )
 from tests.isolated import run_python
 
+examples = settings(max_examples=60, deadline=None)
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs privileges")
 
 FLAGS = CloneFlags.NEWUSER | CloneFlags.NEWPID | CloneFlags.NEWNS
@@ -93,6 +94,7 @@ def test_bad_paths(path: str) -> None:
         normalize(path)
 
 
+@examples
 @given(st.lists(st.sampled_from(["a", "b", ".", "", "...", "é"]), min_size=1))
 def test_paths(parts: list[str]) -> None:
     kept = [part for part in parts if part not in ("", ".")]
@@ -220,6 +222,16 @@ def test_binds(tmp_path: Path) -> None:
     assert (tmp_path / "write" / "new").read_text() == "theirs"
 
 
+def test_many_binds(tmp_path: Path) -> None:
+    """What a program has room for is taken by each for as long as it needs it."""
+    (tmp_path / "file").write_text("ours")
+    entries: dict[str, Entry] = {f"/a{i}/b/c": Bind(tmp_path / "file") for i in range(100)}
+    entries |= {f"/link{i}": Symlink("x") for i in range(100)}
+    entries |= {f"/space/{i}": Tmpfs(1 << 12) for i in range(100)}
+    seen = python("print(sum(len(open(f'/a{i}/b/c').read()) for i in range(100)))", entries)
+    assert seen == 400
+
+
 def test_binds_in_a_bind(tmp_path: Path) -> None:
     for name in ("outer/inner", "other"):
         (tmp_path / name).mkdir(parents=True)
@@ -323,8 +335,7 @@ def test_our_mounts_are_as_before() -> None:
     assert Path("/proc/self/mountinfo").read_text() == before
 
 
-@root
-def test_without_privileges() -> None:
+def test_without_privileges(as_nobody: list[str]) -> None:
     run_python(
         "import os\n"
         "from tests.sandbox import test_root as m\n"
@@ -335,5 +346,5 @@ def test_without_privileges() -> None:
         "said = m.run(['sh', '-c', code], entries).decode().split()\n"
         "assert said[:2] == ['1000', 'hello1'] and 'Read-only' in said, said\n"
         "m.test_our_mounts_are_as_before()\n",
-        before=["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"],
+        before=as_nobody,
     )

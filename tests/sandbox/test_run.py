@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import pickle
 import sys
@@ -33,9 +34,16 @@ def test_a_signal() -> None:
     assert (verdict.reason, verdict.signal, verdict.shell_status) == ("signalled", 9, 137)
 
 
+def test_what_cannot_be_executed() -> None:
+    verdict = SYSTEM.run(["/etc/passwd"])
+    assert (verdict.reason, verdict.errno) == ("start_failed", errno.EACCES)
+    assert verdict.shell_status == 126
+
+
 def test_no_such_program() -> None:
     verdict = SYSTEM.run(["no-such-program"])
-    assert verdict.reason == "start_failed"
+    assert (verdict.reason, verdict.errno) == ("start_failed", errno.ENOENT)
+    assert verdict.shell_status == 127
     assert verdict.error is not None
     assert "no-such-program" in verdict.error
     assert {line.state for line in verdict.receipt} == {"planned"}

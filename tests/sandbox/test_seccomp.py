@@ -5,30 +5,25 @@ from __future__ import annotations
 import ast
 import errno
 import os
-import struct
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 import ramet
-from ramet._syscalls import AUDIT_ARCH, NUMBERS
 from ramet.sandbox import _seccomp
 from ramet.sandbox._seccomp import DENIED, check_names, filter_program
 from tests.childlib import number
 from tests.isolated import run_python
 from tests.native.toolchain import compiler
-from tests.seccomp import KILL_PROCESS
 
 try:
     _seccomp.libseccomp()
 except RuntimeError as error:
     pytest.skip(str(error), allow_module_level=True)
 
-BY_ARGUMENT = {"clone", "clone3", "socket", "ioctl", "personality"}
 HIGH = 1 << 32  # a bit that the kernel does not look at
 
 
@@ -93,6 +88,8 @@ PROBES = {
     "clone with a namespace": (call("clone", 0x1000_0000 | 0x200, 0, 0, 0, 0), errno.EINVAL),
     "TIOCSTI": (call("ioctl", -1, 0x5412, 0), errno.EBADF),
     "TIOCSTI, as the kernel sees it": (call("ioctl", -1, 0x5412 | HIGH, 0), errno.EBADF),
+    "F_SETLEASE": (call("fcntl", -1, 1024, 0), errno.EBADF),
+    "F_SETDELEG": (call("fcntl", -1, 1040, 0), errno.EBADF),
     "personality": (call("personality", 0x40000), 0),
     "personality, as the kernel sees it": (call("personality", 0x40000 | HIGH), 0),
     "vsock": (call("socket", 40, 1, 0), None),
@@ -120,7 +117,7 @@ def test_probes(name: str) -> None:
 def test_what_is_allowed() -> None:
     calls = [
         call("getpid"), call("personality", 0xFFFF_FFFF), call("socket", 2, 1, 0),
-        call("socket", 1, 1, 0), call("memfd_create", b"x", 0),
+        call("socket", 1, 1, 0), call("fcntl", 0, 1, 0), call("memfd_create", b"x", 0),
         call("landlock_create_ruleset", 0, 0, 1), call("pidfd_open", os.getpid(), 0),
         call("close_range", 90, 99, 0),
     ]  # fmt: skip
@@ -195,54 +192,8 @@ def test_other_architectures_end_the_process(tmp_path: Path) -> None:
 
 
 def test_without_libseccomp(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The filter does without; a name that may be one of another architecture does not."""
-    monkeypatch.setitem(sys.modules, "pyseccomp", None)
-    filter_program(allow=["acct"])
-    with pytest.raises(RuntimeError, match=r"ramet\[sandbox\]"):
-        filter_program(deny=["socketcall"])
-
-
-def decide(code: bytes, call_number: int, architecture: int = AUDIT_ARCH) -> int:
-    """Run a filter as the kernel does (bpf_prog_run), for a call with arguments of 0."""
-    data = struct.pack("=II", call_number, architecture) + bytes(56)
-    instructions = list(struct.iter_unpack("=HBBI", code))
-    place = word = 0
-    while True:
-        operation, yes, no, value = instructions[place]
-        place += 1
-        if operation == 0x06:  # return
-            return int(value)
-        if operation == 0x20:  # load
-            (word,) = struct.unpack_from("=I", data, value)
-        elif operation == 0x05:  # go to
-            place += value
-        else:
-            tests = {0x15: word == value, 0x25: word > value, 0x35: word >= value}
-            place += yes if tests[operation] else no
-
-
-@pytest.mark.parametrize("step", [0, 2, 3, 7])
-def test_each_number_has_the_fate_that_libseccomp_gives_it(step: int) -> None:
-    """Also with long lists, in which a jump reaches no end."""
-    names = sorted(NUMBERS.keys() - BY_ARGUMENT)
-    deny = set(names[::step]) if step else set()
-    allow = set(names[1 :: 2 * step]) - deny if step else set()
-    scmp = _seccomp.libseccomp()
-    made = scmp.SyscallFilter(scmp.ERRNO(errno.ENOSYS))
-    for name in names:
-        denied = name in DENIED | deny and name not in allow
-        made.add_rule(scmp.ERRNO(errno.EPERM) if denied else scmp.ALLOW, NUMBERS[name])
-    with tempfile.TemporaryFile() as file:
-        made.export_bpf(file)
-        file.seek(0)
-        expected = file.read()
-    found = filter_program(allow=allow, deny=deny)
-    by_argument = {number(name) for name in BY_ARGUMENT}
-    for each in set(range(1024)) - by_argument | {(1 << 30) - 1, (1 << 32) - 1}:
-        assert decide(found, each) == decide(expected, each), each
-    assert decide(found, 1, architecture=AUDIT_ARCH ^ 1) == KILL_PROCESS
-
-
-def test_the_default_is_short() -> None:
-    """The kernel compiles it at each start; libseccomp's has 700 instructions."""
-    assert len(filter_program()) // 8 < 120
+    """There is an error, and no sandbox without a filter."""
+    monkeypatch.setattr(_seccomp, "_LIBRARY", "no-such-library.so")
+    _seccomp.libseccomp.cache_clear()
+    with pytest.raises(RuntimeError, match="need libseccomp"):
+        filter_program(allow=["acct"])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -146,6 +146,7 @@ def test_a_flood() -> None:
 
 def test_deadline() -> None:
     with watched("echo on; sleep 1000", deadline=time.monotonic() + 0.1) as watch:
+        select.select([watch.outputs[1].reader.number], [], [])
         assert watch.watch.run() == "timeout"
         assert data_of(watch.outputs)[0] == b"on\n"
         assert watch.kills == ["killed"]
@@ -179,10 +180,14 @@ def test_examine() -> None:
 
 def test_examine_while_much_is_written() -> None:
     """Whoever writes all the time is not looked at less."""
-    replies = iter([None, None, "cpu"])
-    with watched("yes", examine=partial(next, replies, None)) as (_, outputs, _, watch):
+    found: list[Output] = []
+
+    def examine() -> str | None:
+        return "cpu" if any(len(each.data) > PIPE for each in found) else None
+
+    with watched("yes", examine=examine) as (_, outputs, _, watch):
+        found += outputs.values()
         assert watch.run() == "cpu"
-        assert outputs[1].data
 
 
 def test_cancelled() -> None:

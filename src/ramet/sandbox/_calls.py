@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from signal import SIGKILL
 from typing import Any
 from weakref import proxy
@@ -199,7 +198,7 @@ def _judge(policy: Policy, verdict: Verdict, outcome: Descriptor) -> Verdict:
     size = os.fstat(outcome.number).st_size
     if size > policy.output_size:
         text = f"what it returns takes {size} bytes, and output_size is {policy.output_size}"
-        return replace(verdict, reason="output", error=text)
+        return verdict.replace(reason="output", error=text)
     data = bytearray(size)
     read = os.preadv(outcome.number, [data], 0)
     try:
@@ -208,7 +207,7 @@ def _judge(policy: Policy, verdict: Verdict, outcome: Descriptor) -> Verdict:
         content = None
     match content:
         case {"value": value}:
-            return replace(verdict, value=value)
+            return verdict.replace(value=value)
         case {"error": str(text)}:
-            return replace(verdict, reason="raised", error=text)
-    return replace(verdict, error="it has ended without returning")
+            return verdict.replace(reason="raised", error=text)
+    return verdict.replace(error="it has ended without returning")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import select
-import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
@@ -102,7 +101,7 @@ class Group:
         """
         _sweep()
         self._owner = os.getpid()
-        self._path = os.path.join(parent, f"ramet-{os.getpid()}-{uuid.uuid4().hex[:12]}")
+        self._path = os.path.join(parent, f"ramet-{os.getpid()}-{os.urandom(6).hex()}")
         os.mkdir(self._path)
         try:
             for name, value in settings.items():
@@ -156,7 +155,8 @@ class Group:
                 raise
             self.kill()
             self._wait()
-            os.rmdir(self._path)
+            _abandoned.add(self._path)  # if it takes longer the next one removes it
+            _sweep()
 
     def __del__(self) -> None:
         # What was started in it, and dropped, may run on.

@@ -86,7 +86,7 @@ def add_landlock(
     for path, access in allowed.items():
         fd = program.open(path, os.O_PATH | os.O_NOFOLLOW)
         allow(fd, access)
-        program.close(fd)
+        program._close(fd)
     for file in files:
         allow(file, _EXECUTE | _READ_FILE)
     program.close(scratch)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from signal import SIGCHLD
 from typing import NamedTuple
 
 from ramet import _names
@@ -87,7 +89,7 @@ class _Receipt:
             ProtectionError: it is required.
         """
         if not self._policy.is_optional(name):
-            raise ProtectionError(name, f"{reason}; optional={{{name!r}}} does without it")
+            raise ProtectionError(name, f"{reason}; it is required unless it is made optional")
         how = f"{reason}; {instead}" if instead else reason
         self.lines.append(Protection(name, requested, "degraded", how))
 
@@ -119,11 +121,14 @@ def _add_seccomp(policy: Policy, receipt: _Receipt) -> tuple[bytes, ...]:
     if policy.seccomp:
         for word, names in (("with", policy.allow_syscalls), ("without", policy.deny_syscalls)):
             asked += f", {word} {', '.join(sorted(names))}" if names else ""
-        made = _seccomp.filter_program(allow=policy.allow_syscalls, deny=policy.deny_syscalls)
-        filters += (made,)
-    if not _seccomp.is_available():
-        receipt.missing("seccomp", asked, "this kernel has no filters of system calls")
-        return ()
+        try:
+            own = _seccomp.filter_program(allow=policy.allow_syscalls, deny=policy.deny_syscalls)
+            filters += (own,)
+        except RuntimeError as error:
+            receipt.missing("seccomp", asked, str(error))
+            if not filters:
+                return ()
+            asked = "filters of the user's own"
     receipt.applied("seccomp", asked, f"{len(filters)} filter{'s' if len(filters) > 1 else ''}")
     return filters
 
@@ -181,7 +186,7 @@ def plan_limits(policy: Policy, receipt: _Receipt, maps: IdMaps, *, others: int)
     }
     wanted = {name: value for name, value in asked.items() if value is not None}
     group, reason = None, ""
-    if wanted or policy.cgroup is not None:
+    if wanted or policy.cgroup is not None or policy.cpu_time is not None:
         controllers = {_cgroup.CONTROLLERS[name] for name in wanted}
         group, reason = _cgroup.find_parent(controllers, policy.cgroup)
     sampled = set()
@@ -200,8 +205,7 @@ def plan_limits(policy: Policy, receipt: _Receipt, maps: IdMaps, *, others: int)
                 processes = most
                 receipt.applied(name, text, "RLIMIT_NPROC in a user namespace of its own")
         elif name == "memory" and _tree.is_visible():
-            instead = "what its processes have is looked at 50 times a second"
-            receipt.missing(name, text, reason, instead)
+            receipt.missing(name, text, reason, _OF_SAMPLES)
             sampled.add(name)
         else:
             receipt.missing(name, text, reason)
@@ -210,10 +214,16 @@ def plan_limits(policy: Policy, receipt: _Receipt, maps: IdMaps, *, others: int)
         how = "RLIMIT_CPU for each process"
         if group is not None or _tree.is_visible():
             sampled.add("cpu_time")
-            how += ", and for all of them 50 times a second"
+            how += f", and for all of them {_OF_TREE if group is None else 'cpu.stat of a cgroup'}"
         receipt.applied("cpu_time", f"{policy.cpu_time} s", how)
     return Limits(group, made if group else {}, frozenset(sampled), processes)
 
+
+_OF_SAMPLES = (
+    "what its processes have is looked at 50 times a second, without files in memory "
+    "(memfd_create, shmget) that none has mapped"
+)
+_OF_TREE = "50 times a second what runs, or was waited for, has used"
 
 # --- the program ----------------------------------------------------------------------------------
 
@@ -249,8 +259,17 @@ def add_identity(program: Program, policy: Policy, maps: IdMaps) -> None:
         program.capset(names, names)
 
 
+def add_keyring(program: Program) -> None:
+    """Add the step that gets a session keyring of its own: who has ours has the keys in it.
+
+    A kernel without keys, or a container that denies this, has none to give.
+    """
+    program.syscall("keyctl", _JOIN_SESSION_KEYRING, None, tolerate=(errno.ENOSYS, errno.EPERM))
+
+
 def add_surrounding(program: Program, policy: Policy, flags: int) -> None:
     """Add the steps for what is around the files."""
+    add_keyring(program)
     if flags & _F.NEWUTS:
         program.sethostname(policy.hostname)
     if flags & _F.NEWNET:
@@ -260,6 +279,7 @@ def add_surrounding(program: Program, policy: Policy, flags: int) -> None:
 
 
 _AF_INET, _SOCK_DGRAM = 2, 2
+_JOIN_SESSION_KEYRING = 1  # KEYCTL_JOIN_SESSION_KEYRING: without a name, a new one
 
 
 def add_confinement(
@@ -390,7 +410,8 @@ class _Start:
         for number, source in self._sources.items():
             program.dup2(source, number)
         add_closing(program, self._sources, _CLOSE_RANGE_CLOEXEC)  # at the exec
-        program.default_signals(RESTORED_SIGNALS)
+        # If SIGCHLD were ignored, as it may be here, the first process would not hear of ends.
+        program.default_signals((*RESTORED_SIGNALS, SIGCHLD))
         for each in filters:
             program.seccomp(each)
         env = Environment(env_strings(self.policy.env))
@@ -455,6 +476,7 @@ def make_call_plans(policy: Policy, targets: tuple[int, ...]) -> tuple[Plan, Pla
 
     program = Program()
     program.setsid()  # or kill(0, ...) would be for the zygote and all of its children
+    add_keyring(program)
     for name, text in (
         ("setgroups", "deny"),  # without which an ordinary user may not map groups
         ("uid_map", f"{policy.uid} {policy.uid} 1"),

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import math
 import os
 import re
 import resource
-import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, Self
 
 from ramet._spawn import IdMap
 from ramet._steps import Filter, capability
 from ramet.sandbox._presets import basic_files, network_files, python_files, system_files
+from ramet.sandbox._record import Record
 from ramet.sandbox._root import (
     Bind,
     Checked,
@@ -58,19 +55,17 @@ LIMITS = {
 _OF_FIELDS = {"cpu": "cpu_time", "fsize": "file_size", "nproc": "processes"}
 
 
-def _mapping() -> Any:
-    return field(default_factory=dict, hash=False)
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-@dataclass(frozen=True, kw_only=True)
-class Policy:
+class Policy(Record, kw_only=True):
     """See `Sandbox`."""
 
-    files: Mapping[str, Entry] = _mapping()
+    files: Mapping[str, Entry] = _NOTHING
     system: bool = False
     python: bool = False
     cwd: str = "/"
-    env: Mapping[str, str] = _mapping()
+    env: Mapping[str, str] = _NOTHING
     uid: int = 1000
     gid: int = 1000
     uid_map: IdMap | None = None
@@ -84,7 +79,7 @@ class Policy:
     deny_syscalls: Iterable[str] = frozenset()
     seccomp_filters: Sequence[bytes] = ()
     landlock: bool = True
-    rlimits: Mapping[str, int | tuple[int, int]] = _mapping()
+    rlimits: Mapping[str, int | tuple[int, int]] = _NOTHING
     memory: int | None = None
     swap: int | None = None
     processes: int | None = None
@@ -97,7 +92,6 @@ class Policy:
     preload: Sequence[str] = ()
     require: Iterable[str] | None = None
     optional: Iterable[str] = frozenset()
-    entries: Mapping[str, Checked] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
@@ -106,6 +100,8 @@ class Policy:
             if not isinstance(value, Mapping):
                 raise TypeError(f"{name} must be a mapping, not {value!r}")
             set_(self, name, MappingProxyType(dict(value)))
+        found = {path: _anchored(entry) for path, entry in self.files.items()}
+        set_(self, "files", MappingProxyType(found))
         for name in ("share", "capabilities", "allow_syscalls", "deny_syscalls", "optional"):
             set_(self, name, _names(name, getattr(self, name)))
         set_(self, "preload", tuple(_strings("preload", self.preload)))
@@ -116,7 +112,7 @@ class Policy:
         if self.require is not None:
             set_(self, "require", _names("require", self.require))
         if self.cgroup is not None:
-            os.fspath(self.cgroup)
+            set_(self, "cgroup", _absolute(self.cgroup))
         for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be true or false, not {getattr(self, name)!r}")
@@ -126,7 +122,7 @@ class Policy:
         self._check_ids()
         if self.cwd != "/":
             normalize(self.cwd)
-        set_(self, "entries", self._entries())
+        set_(self, "_entries", self._find_entries())
 
     def _check_names(self) -> None:
         _choose("network", [self.network], {"none", "host"})
@@ -220,8 +216,13 @@ class Policy:
             return name in OPTIONAL and name not in self.require
         return name in self.optional
 
-    def _entries(self) -> dict[str, Checked]:
-        """Find all that is in the root directory."""
+    @property
+    def entries(self) -> Mapping[str, Checked]:
+        """All that is in the root directory."""
+        found: Mapping[str, Checked] = self._entries  # type: ignore[attr-defined]
+        return found
+
+    def _find_entries(self) -> dict[str, Checked]:
         found: dict[str, Entry] = {}
         if self.system or self.python:
             found |= basic_files(self.uid, self.gid, self.hostname)
@@ -251,11 +252,10 @@ class Policy:
 
     def fields(self) -> dict[str, Any]:
         """Give the arguments that make a policy like this one."""
-        found = {}
-        for name in _FIELDS:
-            value = getattr(self, name)
-            found[name] = dict(value) if isinstance(value, MappingProxyType) else value
-        return found
+        return {
+            name: dict(value) if isinstance(value, MappingProxyType) else value
+            for name, value in super().fields().items()
+        }
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _make, (type(self), self.fields())
@@ -278,6 +278,8 @@ class Policy:
             ValueError: it is no TOML, or says what there is not.
             TypeError: a value of a wrong kind.
         """
+        import tomllib  # noqa: PLC0415 - for files only
+
         text = _read(path)
         try:
             content = tomllib.loads(text.decode())
@@ -287,11 +289,20 @@ class Policy:
             raise kind(f"{os.fspath(path)}: {error}") from None
 
 
-_FIELDS = tuple(each.name for each in dataclasses.fields(Policy) if each.init)
-
-
 def _make(kind: type[Policy], fields: dict[str, Any]) -> Policy:
     return kind(**fields)
+
+
+def _absolute(path: str | os.PathLike[str]) -> str:
+    """Make a path mean the same in any working directory, and in other processes."""
+    text = os.fspath(path)
+    return text if os.path.isabs(text) else os.path.join(os.getcwd(), text)
+
+
+def _anchored(entry: Entry) -> Entry:
+    if isinstance(entry, Bind | Overlay):
+        return entry.replace(source=_absolute(entry.source))
+    return entry
 
 
 def _strings(name: str, value: Iterable[str]) -> list[str]:
@@ -328,6 +339,8 @@ def _choose(name: str, given: Iterable[str], known: Iterable[str]) -> None:
     choices = sorted(known)
     for each in given:
         if each not in choices:
+            import difflib  # noqa: PLC0415 - for errors only
+
             close = difflib.get_close_matches(str(each), choices, 1)
             hint = f"; was {close[0]!r} meant?" if close else f": {', '.join(choices)}"
             raise ValueError(f"{name} has no {each!r}{hint}")
@@ -336,7 +349,7 @@ def _choose(name: str, given: Iterable[str], known: Iterable[str]) -> None:
 # --- TOML -----------------------------------------------------------------------------------------
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_SIZE = re.compile(r"([0-9]+)(?:\.([0-9]+))?\s*(?:([kmgt])i?)?b?", re.IGNORECASE)
+_SIZE = r"(?i)([0-9]+)(?:\.([0-9]+))?\s*(?:([kmgt])i?)?b?"
 _SIZES = ("memory", "swap", "output_size", "file_size")
 
 
@@ -351,7 +364,7 @@ def parse_size(text: str | int) -> int:
         return text
     if not isinstance(text, str):
         raise TypeError(f"a size is a whole number, or text such as '64M', not {text!r}")
-    match = _SIZE.fullmatch(text.strip())
+    match = re.fullmatch(_SIZE, text.strip())
     if match is None:
         raise ValueError(f"a size is a number with K, M, G or T: {text!r}")
     whole, part, unit = match[1], match[2] or "", (match[3] or "").lower()
@@ -362,7 +375,7 @@ def parse_size(text: str | int) -> int:
 
 
 def _from_toml(content: dict[str, Any], directory: str) -> dict[str, Any]:
-    _choose("the policy", content, _FIELDS)
+    _choose("the policy", content, Policy._fields)
     for name in ("files", "env", "rlimits"):
         if not isinstance(content.get(name, {}), dict):
             raise TypeError(f"{name} must be a table, not {content[name]!r}")

@@ -13,12 +13,13 @@ import os
 import posixpath
 import re
 import struct
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from ramet import _names
 from ramet._program import Program, Result
+from ramet.sandbox._record import Record
 
 _AT = _names.AT
 _ATTRIBUTES = _names.MOUNT_ATTR
@@ -31,14 +32,16 @@ _SET_STRING = _names.FSCONFIG["FSCONFIG_SET_STRING"]
 _CREATE = _names.FSCONFIG["FSCONFIG_CMD_CREATE"]
 _FROM_FD = _names.MOVE_MOUNT["MOVE_MOUNT_F_EMPTY_PATH"]
 _FD_TO_FD = _FROM_FD | _names.MOVE_MOUNT["MOVE_MOUNT_T_EMPTY_PATH"]
-_SLAVE = _names.MS["MS_REC"] | _names.MS["MS_SLAVE"]
+_PRIVATE = _names.MS["MS_REC"] | _names.MS["MS_PRIVATE"]
 _UMASK = 0o022
 _DETACH = _names.UMOUNT["MNT_DETACH"]
 # struct open_how (linux/openat2.h), with RESOLVE_NO_SYMLINKS and RESOLVE_BENEATH.
 _PATH = os.O_PATH | os.O_CLOEXEC
 _ANYWHERE = struct.pack("=3Q", _PATH, 0, 0x04)
 _BENEATH = struct.pack("=3Q", _PATH | os.O_NOFOLLOW, 0, 0x08 | 0x04)
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 _SCRATCH = ".overlay"  # where the upper layers of overlays are while they are mounted
+_BLANK = ".blank"  # an empty file, of calls
 
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _LINKS_OF_DEVICES = {
@@ -50,8 +53,7 @@ _LINKS_OF_DEVICES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Bind:
+class Bind(Record):
     """A file or directory of ours, with all that is mounted in it.
 
     Attributes:
@@ -66,9 +68,11 @@ class Bind:
     missing_ok: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Overlay:
+class Overlay(Record):
     """A directory of ours that seems to be writable: changes are in memory, and thrown away.
+
+    A file whose owner is no user of the sandbox cannot be changed (EOVERFLOW): the kernel would
+    have to make a copy that nobody there owns.
 
     Attributes:
         source: the path here, as of `Bind`. Nothing may be mounted in it: the kernel does not
@@ -82,8 +86,7 @@ class Overlay:
     inodes: int = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class Tmpfs:
+class Tmpfs(Record):
     """An empty directory in memory, which may be written to.
 
     Attributes:
@@ -97,8 +100,7 @@ class Tmpfs:
     mode: int = 0o755
 
 
-@dataclass(frozen=True, slots=True)
-class Directory:
+class Directory(Record):
     """An empty directory, which cannot be written to unless it is in a tmpfs.
 
     Attributes:
@@ -108,8 +110,7 @@ class Directory:
     mode: int = 0o755
 
 
-@dataclass(frozen=True, slots=True)
-class Symlink:
+class Symlink(Record):
     """A symbolic link.
 
     Attributes:
@@ -119,8 +120,7 @@ class Symlink:
     target: str
 
 
-@dataclass(frozen=True, slots=True)
-class File:
+class File(Record):
     """A file made of bytes.
 
     Attributes:
@@ -132,13 +132,11 @@ class File:
     mode: int = 0o444
 
 
-@dataclass(frozen=True, slots=True)
-class Proc:
+class Proc(Record):
     """The processes of the sandbox: proc(5), read-only."""
 
 
-@dataclass(frozen=True, slots=True)
-class Devices:
+class Devices(Record):
     """A minimal /dev: null, zero, full, random, urandom, tty, terminals and shared memory.
 
     Attributes:
@@ -233,8 +231,8 @@ def check(entries: Mapping[str, Entry]) -> dict[str, Checked]:
         normal = normalize(path)
         if normal in found:
             raise ValueError(f"there is more than one entry for {path!r}")
-        if normal.split("/")[0] == _SCRATCH:
-            raise ValueError(f"/{_SCRATCH} is for overlays while they are mounted")
+        if normal.split("/")[0] in {_SCRATCH, _BLANK}:
+            raise ValueError(f"/{normal} is for what is mounted")
         checked = _check_entry(path, entry)
         if checked is not None:
             found[normal] = checked
@@ -257,7 +255,7 @@ def _check_entry(path: str, entry: Entry) -> Checked | None:
         raise TypeError(f"{path!r} must be a Bind, Tmpfs or the like, not {entry!r}")
     _check_values(path, entry)
     if isinstance(entry, File):
-        return replace(entry, data=bytes(memoryview(entry.data)))
+        return entry.replace(data=bytes(memoryview(entry.data)))
     if isinstance(entry, Overlay):
         source = os.path.realpath(entry.source, strict=True)
         if not os.path.isdir(source):
@@ -267,7 +265,7 @@ def _check_entry(path: str, entry: Entry) -> Checked | None:
                 f"{path!r}: no overlay can be laid over {source!r}, in which something is mounted: "
                 + ", ".join(mounts)
             )
-        return replace(entry, source=source)
+        return entry.replace(source=source)
     if isinstance(entry, Bind):
         try:
             source = os.path.realpath(entry.source, strict=True)
@@ -327,8 +325,9 @@ def add_sources(program: Program, entries: Mapping[str, Checked]) -> dict[str, R
     Returns:
         Mounts that are nowhere yet, by the paths that they are for.
     """
-    # What is mounted here does not go to our namespace; what is mounted there would come.
-    program.mount(None, "/", None, _SLAVE)
+    # What is mounted here does not go to our namespace. Nor does what is mounted there later come
+    # here: it would be what the policy does not list, and without the attributes of the binds.
+    program.mount(None, "/", None, _PRIVATE)
     found = {}
     for path, entry in entries.items():
         if isinstance(entry, Source):
@@ -346,9 +345,10 @@ def for_calls(entries: Mapping[str, Checked]) -> dict[str, Checked]:
     """Give the entries of a root directory in which `add_fresh` makes anew what can change.
 
     Its /proc can be written to: that is how a child there maps its ids. The user should not be root
-    outside, see `_proc`.
+    outside, see `_proc`. Nothing lies over a part of it, or no other could be mounted
+    (mount_too_revealing, fs/namespace.c).
     """
-    found: dict[str, Checked] = {}
+    found: dict[str, Checked] = {_BLANK: File(b"", mode=0)}
     for path, entry in entries.items():
         found[path] = entry
         if isinstance(entry, Overlay):
@@ -382,7 +382,7 @@ def add_fresh(program: Program, entries: Mapping[str, Checked]) -> None:
     program.chdir("/")
     program.umask(0)
     root = program.open("/", _PATH)
-    tree = _Tree(program, root, _reopen(program, below))
+    tree = _Tree(program, root, _reopen(program, below), f"/{_BLANK}")
     tree.has([_SCRATCH, *(path for path in fresh if path not in below)])
     tree.add(fresh)
     program.close(root)
@@ -437,11 +437,19 @@ _ROOM_FOR_NAMES = 64
 class _Tree:
     """The new tree, while it is made."""
 
-    def __init__(self, program: Program, root: Result, sources: Mapping[str, Result]) -> None:
+    def __init__(
+        self,
+        program: Program,
+        root: Result,
+        sources: Mapping[str, Result],
+        blank: str = "/dev/null",
+    ) -> None:
+        """Begin; `blank` is a file that nobody can open, if it is mounted without devices."""
         self._program = program
         self._root = root
         self._sources = sources
-        self._made = set[str]()  # directories that are there
+        self._blank = blank
+        self._made = {""}  # directories that are there
         self._foreign = set[str]()  # mounts of ours: nothing is created below them
 
     def has(self, paths: Iterable[str]) -> None:
@@ -456,18 +464,13 @@ class _Tree:
     def _place(self, path: str, entry: Checked) -> None:
         program = self._program
         if isinstance(entry, Symlink | File):
-            where = self._parent(path)
-            name = posixpath.basename(path)
-            if isinstance(entry, Symlink):
-                program.symlink(entry.target, name, dir_fd=where)
-                return
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-            file = program.open(name, flags, 0o600, dir_fd=where)
-            if entry.data:
-                size = len(entry.data)
-                program._add("write", (file, entry.data, size), expect=size, spell=_hide)
-            program.syscall("fchmod", file, entry.mode)
-            program.close(file)
+            parent, name = posixpath.split(path)
+            self._directory(parent)
+            with self._opened(parent) as where:
+                if isinstance(entry, Symlink):
+                    program.symlink(entry.target, name, dir_fd=where)
+                else:
+                    self._file(name, entry, where)
         elif isinstance(entry, Source):
             self._mount(self._sources[path], path, is_file=entry.is_file)
             self._foreign.add(path)
@@ -479,6 +482,7 @@ class _Tree:
             self._mount(_tmpfs(program, entry), path)
         elif isinstance(entry, Proc):
             self._mount(_proc(program, _RDONLY), path)
+            self._hide_keys(f"{path}/keys")
         elif isinstance(entry, _WritableProc):
             self._mount(_proc(program), path)
         elif isinstance(entry, Devices):
@@ -489,14 +493,24 @@ class _Tree:
         else:
             self._directory(path, entry.mode)
 
+    def _file(self, name: str, entry: File, where: Result) -> None:
+        program = self._program
+        file = program.open(name, _NEW, 0o600, dir_fd=where)
+        if entry.data:
+            size = len(entry.data)
+            program._add("write", (file, entry.data, size), expect=size, spell=_hide)
+        program.syscall("fchmod", file, entry.mode)
+        program._close(file)
+
     def _overlay(self, path: str, entry: Overlay) -> None:
         """Lay a writable layer over a directory that is mounted there."""
         program = self._program
         self._directory(_SCRATCH, 0o700)
         layer = _tmpfs(program, Tmpfs(entry.size, entry.inodes))
-        self._attach(layer, _SCRATCH)
+        self._attach(layer, _SCRATCH, keep=True)
         program.mkdir("upper", 0o755, dir_fd=layer)
         program.mkdir("work", 0o755, dir_fd=layer)
+        program._close(layer)
         options = {
             # Relative to the new root, which is the working directory.
             "lowerdir": path.replace("\\", "\\\\").replace(":", "\\:"),
@@ -507,22 +521,27 @@ class _Tree:
         self._attach(overlay, path)
         program.umount2(_SCRATCH, _DETACH)  # the overlay has a mount of its own
 
-    def _parent(self, path: str) -> Result:
-        parent = posixpath.dirname(path)
-        if not parent:
-            return self._root
-        self._directory(parent)
-        return self._at(parent)
+    def _hide_keys(self, path: str) -> None:
+        """Lay what cannot be opened over the list of keys: it shows all that its user has."""
+        if os.path.exists("/proc/keys"):  # not every kernel has them
+            self._attach(_open(self._program, Source(self._blank, is_file=True)), path)
 
-    def _at(self, path: str) -> Result:
-        """Open what is there, by no symbolic link."""
-        return _openat2(self._program, self._root, path, _BENEATH)
+    @contextmanager
+    def _opened(self, path: str) -> Iterator[Result]:
+        """Open what is there, by no symbolic link, for the steps of the block."""
+        if not path:
+            yield self._root
+            return
+        there = _openat2(self._program, self._root, path, _BENEATH)
+        yield there
+        self._program._close(there)
 
-    def _attach(self, mount: Result, path: str) -> None:
-        """Put a mount on what is there."""
-        target = self._at(path)
-        self._program.move_mount("", "", _FD_TO_FD, from_fd=mount, to_fd=target)
-        self._program.close(target)
+    def _attach(self, mount: Result, path: str, *, keep: bool = False) -> None:
+        """Put a mount on what is there, and close it unless it is to be kept."""
+        with self._opened(path) as target:
+            self._program.move_mount("", "", _FD_TO_FD, from_fd=mount, to_fd=target)
+        if not keep:
+            self._program._close(mount)
 
     def _is_foreign(self, path: str) -> bool:
         return any(parent in self._foreign for parent in [*_parents(path), path])
@@ -531,34 +550,36 @@ class _Tree:
         for each in [*_parents(path), path]:
             if each in self._made or self._is_foreign(each):
                 continue
-            name, where = posixpath.basename(each), self._root
-            if parent := posixpath.dirname(each):
-                where = self._at(parent)
-            self._program.mkdir(
-                name, mode if each == path else 0o755, dir_fd=where, tolerate=[errno.EEXIST]
-            )
+            parent, name = posixpath.split(each)
+            wanted = mode if each == path else 0o755
+            with self._opened(parent) as where:
+                self._program.mkdir(name, wanted, dir_fd=where, tolerate=[errno.EEXIST])
             self._made.add(each)
 
-    def _mount(self, mount: Result, path: str, *, is_file: bool = False) -> None:
+    def _mount(
+        self, mount: Result, path: str, *, is_file: bool = False, keep: bool = False
+    ) -> None:
         program = self._program
+        parent, name = posixpath.split(path)
         if not is_file:
             self._directory(path)
-        elif not self._is_foreign(posixpath.dirname(path)):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-            name = posixpath.basename(path)
-            program.close(program.open(name, flags, 0o444, dir_fd=self._parent(path)))
-        self._attach(mount, path)
+        elif not self._is_foreign(parent):
+            self._directory(parent)
+            with self._opened(parent) as where:
+                program._close(program.open(name, _NEW, 0o444, dir_fd=where))
+        self._attach(mount, path, keep=keep)
 
     def _devices_at(self, path: str, entry: Devices) -> None:
         program = self._program
         dev = _tmpfs(program, Tmpfs(1 << 16, 100))
-        self._mount(dev, path)
+        self._mount(dev, path, keep=True)
         for name in _DEVICES:
             self._mount(self._sources[f"{path}/{name}"], f"{path}/{name}", is_file=True)
         self.add(_changing_devices(path, entry))
         for name, target in _LINKS_OF_DEVICES.items():
             program.symlink(target, name, dir_fd=dev)
         program.mount_setattr("", _EMPTY, attr_set=_RDONLY, dir_fd=dev)
+        program._close(dev)
 
 
 def _changing_devices(path: str, entry: Devices) -> dict[str, Checked]:
@@ -595,7 +616,7 @@ def _open(program: Program, source: Source, *, recursive: bool = True) -> Result
     flags = _AT["AT_RECURSIVE"] if everywhere else 0
     file = _openat2(program, _names.AT_FDCWD, source.path, _ANYWHERE)
     tree = program.open_tree("", _CLONE | _EMPTY | flags, dir_fd=file)
-    program.close(file)
+    program._close(file)
     attributes = _ATTRIBUTES["MOUNT_ATTR_NOSUID"] if source.device else _PRIVILEGE
     attributes |= 0 if source.writable else _RDONLY
     program.mount_setattr("", _EMPTY | flags, attr_set=attributes, dir_fd=tree)
@@ -635,5 +656,5 @@ def _filesystem(
         program.fsconfig(context, _SET_FLAG, key)
     program.fsconfig(context, _CREATE)
     mount = program.fsmount(context, attributes)
-    program.close(context)
+    program._close(context)
     return mount

@@ -271,7 +271,7 @@ def run(
         record = started.report.read()
         if record is not None and record.status is None:
             text = f"execve({os.fsdecode(args[0])!r}, ...) failed: {os.strerror(record.error)}"
-            return failed(plan, text, wall)
+            return failed(plan, text, wall, record.error)
         if record is None and status.signal is None:
             return failed(plan, f"the first process {status._words()} and told nothing", wall)
         told = None if record is None else record.status
@@ -286,10 +286,14 @@ def _wait(child: Child) -> ExitStatus:
         return ExitStatus(os.CLD_KILLED, SIGKILL)
 
 
-def failed(plan: Plan, error: str, wall: float) -> Verdict:
+def failed(plan: Plan, error: str, wall: float, errno: int | None = None) -> Verdict:
     """Make the verdict for what was not started."""
     return Verdict(
-        reason="start_failed", error=error, wall_time=wall, receipt=planned(plan.receipt)
+        reason="start_failed",
+        error=error,
+        errno=errno,
+        wall_time=wall,
+        receipt=planned(plan.receipt),
     )
 
 
@@ -311,6 +315,7 @@ class Watched:
         self._pid = pid
         self._group = group
         self._found = _tree.Sample()
+        self._past = _tree.Past()
 
     def examine(self) -> str | None:
         """Say which limit was passed, if one was."""
@@ -333,7 +338,7 @@ class Watched:
 
     def _sample(self) -> _tree.Sample:
         """Look at the processes; what was found before is not less."""
-        found = _tree.sample(self._pid)
+        found = _tree.sample(self._pid, self._past)
         before = self._found
         self._found = _tree.Sample(
             max(before.memory, found.memory),

@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from threading import Lock
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 from ramet._deadlines import check_timeout
 from ramet._native import Descriptor
 from ramet._spawn import File, check_args, check_fds
 from ramet._steps import Path
-from ramet.sandbox._calls import InnerZygote
-from ramet.sandbox._calls import call as run_call
-from ramet.sandbox._inside import run_source
 from ramet.sandbox._plan import Plan, make_plan
 from ramet.sandbox._policy import Policy
-from ramet.sandbox._popen import SandboxedPopen
 from ramet.sandbox._run import Started, run, start
 from ramet.sandbox._verdict import CallError, Protection, ProtectionError, Verdict
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
+if TYPE_CHECKING:
+    from ramet.sandbox._calls import InnerZygote
+    from ramet.sandbox._popen import SandboxedPopen
 
-class Sandbox(Policy):
+
+class Sandbox(Policy, kw_only=True):
     """What programs may see, use and do; and the means to run them so.
 
     Immutable; can be compared, pickled, and used by several threads. All arguments are keywords,
-    and attributes of the same names. ``dataclasses.replace`` makes another with some of them
+    and attributes of the same names. `replace` makes another with some of them
     changed, `load` reads one from a file.
 
     Nothing is allowed that is not said here. A protection that the kernel, or this user, cannot
@@ -87,8 +85,7 @@ class Sandbox(Policy):
     Raises:
         FileNotFoundError: a file or directory to show is not there.
         TypeError, ValueError: something that there is not, or that does not go together.
-        RuntimeError: a list has a system call that this architecture does not have, and there is
-            no libseccomp or pyseccomp (``ramet[sandbox]``) that could tell whether another has.
+        RuntimeError: lists of system calls, without libseccomp.
 
     Source: namespaces(7), user_namespaces(7), seccomp(2), landlock(7), cgroups(7).
     """
@@ -150,7 +147,8 @@ class Sandbox(Policy):
             stdout: a descriptor of ours that it writes to; by default what it writes is kept.
             stderr: the same.
             fds: more descriptors that it has, by their numbers there. What they lead to is not
-                protected; directories are refused.
+                protected; directories are refused. Of all descriptors: without Landlock a file that
+                is open for reading can be opened for writing, if its modes allow it.
 
         Returns:
             The verdict; also if the program could not be started.
@@ -218,6 +216,10 @@ class Sandbox(Policy):
         Raises:
             Exception: as `run`.
         """
+        # Not earlier: asyncio takes longer to import than all else here.
+        import asyncio  # noqa: PLC0415
+        from threading import Lock  # noqa: PLC0415
+
         gate, turn = Descriptor.gate(), Lock()
 
         def work() -> Verdict | None:
@@ -274,14 +276,16 @@ class Sandbox(Policy):
 
         Raises:
             ProtectionError: one that is required cannot be had; a limit needs somebody who
-                watches, as `run` does: `wall_time`, and `memory` without a cgroup.
+                watches, as `run` does: `wall_time`, `cpu_time`, and `memory` without a cgroup.
             ChildError: a step of the start failed.
             TypeError, ValueError, OSError: as `run`.
         """
+        from ramet.sandbox._popen import SandboxedPopen  # noqa: PLC0415 - it imports subprocess
+
         args = check_args(args)
         plan = self._plan(tuple(sorted(_more_fds({fd: fd for fd in pass_fds}))))
         unwatched = ["wall_time"] if self.wall_time is not None else []
-        unwatched += sorted(plan.sampled - {"cpu_time"})
+        unwatched += sorted(plan.sampled)
         for name in unwatched:
             raise ProtectionError(name, "nobody watches what popen starts; use run")
         return SandboxedPopen(
@@ -359,7 +363,9 @@ class Sandbox(Policy):
         Raises:
             Exception: as `call`, but no `CallError`.
         """
-        return run_call(
+        from ramet.sandbox._calls import call  # noqa: PLC0415 - not for programs
+
+        return call(
             self._zygote(),
             (fn, tuple(args), dict(kwargs or {})),
             data=b"" if input is None else bytes(memoryview(input)),
@@ -390,10 +396,14 @@ class Sandbox(Policy):
         """
         if not isinstance(source, str):
             raise TypeError(f"source must be a string, not {source!r}")
+        from ramet.sandbox._inside import run_source  # noqa: PLC0415 - not for programs
+
         args = source, "<sandbox>", dict(values or {})
         return self.run_function(run_source, args, input=input, timeout=timeout)
 
     def _zygote(self) -> InnerZygote:
+        from ramet.sandbox._calls import InnerZygote  # noqa: PLC0415 - not for programs
+
         zygotes: dict[Any, InnerZygote] = self._zygotes  # type: ignore[attr-defined]
         key = os.geteuid(), os.getegid()
         found = zygotes.get(key)

@@ -1,12 +1,9 @@
-"""Filters of system calls.
+"""Filters of system calls, made by libseccomp.
 
 The default allows the calls that this build knows but for those that containers deny: Docker's
 default profile for a container without capabilities, less io_uring, most of which goes past
-filters, and less the means to get at other processes. What is newer than this build does not exist
-(ENOSYS), so programs fall back to what is older.
-
-The kernel compiles a filter at each start, so it is kept short: a call's number is looked for among
-ranges of numbers that have the same fate, where libseccomp would compare it with one at a time.
+filters, less the means to get at other processes, and less leases of files. What is newer than this
+build does not exist (ENOSYS), so programs fall back to what is older.
 """
 
 from __future__ import annotations
@@ -14,14 +11,12 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
-from itertools import groupby
-from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 from ramet._flags import CloneFlags
-from ramet._syscalls import AUDIT_ARCH, NUMBERS
+from ramet._syscalls import NUMBERS
 
 DENIED = frozenset(
     (
@@ -55,64 +50,53 @@ _NAMESPACES = int(
 )
 _AF_VSOCK = 40  # talks to the host of a virtual machine
 _INPUT = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: put text into a terminal, for others to read
+# Whoever writes to a file that somebody has a lease of waits, 45 seconds by default; and one can be
+# had of any file of the same user that may be read. F_SETLEASE, F_SETDELEG.
+_LEASES = (1024, 1024 + 16)
 _PERSONALITIES = (0, 0x8, 0x20000, 0x20008, 0xFFFF_FFFF)
-
-# linux/seccomp.h and linux/filter.h
-_KILL_PROCESS, _ERRNO, _ALLOW = 0x8000_0000, 0x0005_0000, 0x7FFF_0000
-_LOAD, _GO_TO, _RETURN = 0x20, 0x05, 0x06
-_EQUAL, _AT_LEAST, _HAS_ANY = 0x15, 0x35, 0x45
-_NUMBER, _ARCHITECTURE, _ARGUMENTS, _ARGUMENT_SIZE = 0, 4, 16, 8  # in struct seccomp_data
-_FARTHEST = 250  # that a jump surely reaches: it has 8 bits
-
-
-class _Fate(NamedTuple):
-    """What is done about a call.
-
-    Attributes:
-        action: SECCOMP_RET_*.
-        unless: where the argument has one of these: by which comparison, with what, and the action.
-        place: which argument. The kernel looks at its lower 32 bits, and so does the filter.
-    """
-
-    action: int
-    unless: tuple[tuple[int, int, int], ...] = ()
-    place: int = 0
-
-
-_ALLOWED, _DENIED = _Fate(_ALLOW), _Fate(_ERRNO | errno.EPERM)
-_UNKNOWN, _KILLED = _Fate(_ERRNO | errno.ENOSYS), _Fate(_KILL_PROCESS)
-_BY_ARGUMENT = {
-    "clone": _Fate(_ALLOW, ((_HAS_ANY, _NAMESPACES, _DENIED.action),)),
+# The argument that counts, what it may not be (masks, and what is left of it by them; the kernel
+# looks at 32 bits), and with which errno the call fails. No argument: it fails in any case.
+_LOW = 0xFFFF_FFFF
+_BY_ARGUMENT: dict[str, tuple[int, list[tuple[int, int]], int]] = {
+    "clone": (0, [(1 << i, 1 << i) for i in range(32) if _NAMESPACES & 1 << i], errno.EPERM),
     # What it is asked for lies in memory, where no filter sees it: libraries use clone then.
-    "clone3": _UNKNOWN,
-    "socket": _Fate(_ALLOW, ((_EQUAL, _AF_VSOCK, _ERRNO | errno.EAFNOSUPPORT),)),
-    "ioctl": _Fate(_ALLOW, tuple((_EQUAL, each, _DENIED.action) for each in _INPUT), place=1),
-    "personality": _Fate(_UNKNOWN.action, tuple((_EQUAL, each, _ALLOW) for each in _PERSONALITIES)),
+    "clone3": (0, [], errno.ENOSYS),
+    "socket": (0, [(_LOW, _AF_VSOCK)], errno.EAFNOSUPPORT),
+    "ioctl": (1, [(_LOW, each) for each in _INPUT], errno.EPERM),
+    "fcntl": (1, [(_LOW, each) for each in _LEASES], errno.EPERM),
 }
-_X32 = 1 << 30  # the calls of another architecture, on x86-64; no other has such numbers
-_NO_CALL = 0xFFFF_FFFF
-_NO_SUCH_NAME = -1  # __NR_SCMP_ERROR; other negative numbers are calls of other architectures
+# seccomp.h
+_LIBRARY = "libseccomp.so.2"
+_ALLOW, _ERRNO = 0x7FFF_0000, 0x0005_0000  # SCMP_ACT_ALLOW, SCMP_ACT_ERRNO
+_UNKNOWN = -1  # __NR_SCMP_ERROR; other negative numbers are calls of other architectures
+_OPTIMIZE, _BY_TREE = 8, 2  # SCMP_FLTATR_CTL_OPTIMIZE
+_CONDITION = struct.Struct("=2I2Q")  # struct scmp_arg_cmp
+_MASKED_EQ = 7  # SCMP_CMP_MASKED_EQ
 
 
-def is_available() -> bool:
-    """Whether this kernel has filters (CONFIG_SECCOMP_FILTER)."""
-    return os.path.exists("/proc/sys/kernel/seccomp/actions_avail")
-
-
+@lru_cache(maxsize=1)
 def libseccomp() -> Any:
-    """Import pyseccomp, and libseccomp with it.
+    """Load libseccomp.
 
     Raises:
-        RuntimeError: one of them is not there.
+        RuntimeError: it is not there.
     """
+    # Not earlier: it takes as long as much of what is imported here.
+    from ctypes import CDLL, c_char_p, c_int, c_uint, c_uint32, c_void_p  # noqa: PLC0415
+
     try:
-        import pyseccomp  # type: ignore[import-not-found,import-untyped,unused-ignore] # noqa: PLC0415
-    except (ImportError, RuntimeError) as error:
-        raise RuntimeError(
-            "what no call of this architecture is called is looked up by libseccomp, and "
-            f"pyseccomp, of ramet[sandbox]: {error}"
-        ) from None
-    return pyseccomp
+        library = CDLL(_LIBRARY)
+    except OSError as error:
+        raise RuntimeError(f"filters of system calls need libseccomp: {error}") from None
+    library.seccomp_init.argtypes = (c_uint32,)
+    library.seccomp_init.restype = c_void_p
+    library.seccomp_release.argtypes = (c_void_p,)
+    library.seccomp_release.restype = None
+    library.seccomp_attr_set.argtypes = (c_void_p, c_int, c_uint32)
+    library.seccomp_rule_add_array.argtypes = (c_void_p, c_uint32, c_int, c_uint, c_char_p)
+    library.seccomp_export_bpf.argtypes = (c_void_p, c_int)
+    library.seccomp_syscall_resolve_name.argtypes = (c_char_p,)
+    return library
 
 
 def check_names(names: Iterable[str]) -> frozenset[str]:
@@ -121,14 +105,13 @@ def check_names(names: Iterable[str]) -> frozenset[str]:
     Raises:
         TypeError: they are one string.
         ValueError: no architecture has one of them, as far as libseccomp knows.
-        RuntimeError: one is none of this architecture, and libseccomp or pyseccomp is not there.
     """
     if isinstance(names, str):
         raise TypeError(f"system calls are several names, not one string: {names!r}")
     found = frozenset(names)
+    resolve = libseccomp().seccomp_syscall_resolve_name
     for name in found - NUMBERS.keys() - DENIED:
-        scmp = libseccomp()
-        if scmp.resolve_syscall(scmp.Arch.NATIVE, name) == _NO_SUCH_NAME:
+        if resolve(os.fsencode(name)) == _UNKNOWN:
             raise ValueError(f"there is no system call {name!r}")
     return found
 
@@ -144,10 +127,10 @@ def filter_program(*, allow: Iterable[str] = (), deny: Iterable[str] = ()) -> by
         A classic BPF program for `Program.seccomp`. Calls of another architecture end the process.
 
     Raises:
-        RuntimeError: as `check_names`.
+        RuntimeError: libseccomp is not there.
         TypeError, ValueError: names that are no system calls, or that are in both.
 
-    Source: seccomp(2).
+    Source: seccomp(2), seccomp_rule_add(3), seccomp_export_bpf(3).
     """
     allowed, denied = check_names(allow), check_names(deny)
     if both := allowed & denied:
@@ -157,73 +140,69 @@ def filter_program(*, allow: Iterable[str] = (), deny: Iterable[str] = ()) -> by
 
 @lru_cache(maxsize=32)
 def _make(allow: frozenset[str], deny: frozenset[str]) -> bytes:
-    fates = dict.fromkeys(DENIED | deny, _DENIED) | dict.fromkeys(allow, _ALLOWED)
-    starts = {0: _UNKNOWN}
-    for name, number in sorted(NUMBERS.items(), key=itemgetter(1)):
-        starts[number] = fates.get(name) or _BY_ARGUMENT.get(name, _ALLOWED)
-        starts[number + 1] = _UNKNOWN  # unless there is one
-    starts |= {_X32: _KILLED, _NO_CALL: _UNKNOWN}
-    # Numbers side by side that have the same fate are one range.
-    ranges = [next(group) for _, group in groupby(starts.items(), itemgetter(1))]
-    code = _Code()
-    code.search(ranges)
-    known = code.add(_LOAD, _NUMBER)
-    code.compare(_EQUAL, AUDIT_ARCH, known, code.end(_KILLED.action))
-    code.add(_LOAD, _ARCHITECTURE)
-    return code.pack()
+    made = _Filter(_ALLOW)
+    for name, number in NUMBERS.items():
+        if name in allow:
+            continue
+        if name in DENIED | deny:
+            made.add(_ERRNO | errno.EPERM, number)
+        elif name in _BY_ARGUMENT:
+            place, refused, error = _BY_ARGUMENT[name]
+            conditions = [_CONDITION.pack(place, _MASKED_EQ, *each) for each in refused]
+            for condition in conditions or [b""]:
+                made.add(_ERRNO | error, number, condition)
+    return _beginning(personality="personality" not in allow | deny) + made.export()
 
 
-class _Code:
-    """A filter, put together from its end, since jumps only go forward.
+# linux/filter.h, and where it is in struct seccomp_data (little-endian).
+_LOAD, _IF_EQUAL, _IF_AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
+_NUMBER, _FIRST_ARGUMENT = 0, 16
 
-    A label says how many instructions come after the one that it stands for.
+
+def _beginning(*, personality: bool) -> bytes:
+    """Make the instructions before libseccomp's, for what that cannot say.
+
+    These are: that a number is above some other, and that an argument is none of several. What is
+    not refused here goes on behind them.
     """
+    values = _PERSONALITIES if personality else ()
+    # Code, how many are skipped if it holds and if not, value. The last one refuses.
+    code = [(_LOAD, 0, 0, _NUMBER), (_IF_AT_LEAST, 2 + len(values), 0, max(NUMBERS.values()) + 1)]
+    code += [
+        (_IF_EQUAL, 0, 2 + len(values), NUMBERS["personality"] if values else _LOW),
+        (_LOAD, 0, 0, _FIRST_ARGUMENT),
+        *((_IF_EQUAL, len(values) - i, 0, value) for i, value in enumerate(values)),
+        (_RETURN, 0, 0, _ERRNO | errno.ENOSYS),
+    ]
+    return b"".join(struct.pack("=HBBI", *each) for each in code)
 
-    def __init__(self) -> None:
-        self._instructions: list[tuple[int, int, int, int]] = []
-        self._ends: dict[int, int] = {}
 
-    def add(self, code: int, value: int, if_true: int = 0, if_false: int = 0) -> int:
-        """Put an instruction in front of all others; its label."""
-        self._instructions.append((code, if_true, if_false, value))
-        return len(self._instructions) - 1
+class _Filter:
+    """A filter of libseccomp."""
 
-    def end(self, action: int) -> int:
-        """Find, or make, an end with an action that is not too far away for a jump."""
-        label = self._ends.get(action)
-        if label is None or len(self._instructions) - label > _FARTHEST:
-            label = self._ends[action] = self.add(_RETURN, action)
-        return label
+    def __init__(self, default: int) -> None:
+        self._library = libseccomp()
+        self._context = self._library.seccomp_init(default)
+        _check(0 if self._context else -errno.ENOMEM)
+        _check(self._library.seccomp_attr_set(self._context, _OPTIMIZE, _BY_TREE))
 
-    def compare(self, code: int, value: int, yes: int, no: int) -> int:
-        """Go to one label or another."""
-        yes, no = self._near(yes), self._near(no)
-        here = len(self._instructions)
-        return self.add(code, value, here - yes - 1, here - no - 1)
+    def add(self, action: int, number: int, condition: bytes = b"") -> None:
+        add = self._library.seccomp_rule_add_array
+        _check(add(self._context, action, number, bool(condition), condition or None))
 
-    def _near(self, label: int) -> int:
-        """Give a label that is not too far away for a jump."""
-        distance = len(self._instructions) - label
-        return label if distance <= _FARTHEST else self.add(_GO_TO, distance - 1)
+    def export(self) -> bytes:
+        fd = os.memfd_create("filter")
+        with open(fd, "rb") as file:
+            _check(self._library.seccomp_export_bpf(self._context, fd))
+            file.seek(0)
+            return file.read()
 
-    def decide(self, fate: _Fate) -> int:
-        """Decide about a call by its argument."""
-        label = self.end(fate.action)
-        for code, value, action in reversed(fate.unless):
-            label = self.compare(code, value, self.end(action), label)
-        if fate.unless:
-            label = self.add(_LOAD, _ARGUMENTS + fate.place * _ARGUMENT_SIZE)
-        return label
+    def __del__(self) -> None:
+        if context := getattr(self, "_context", None):
+            self._library.seccomp_release(context)
 
-    def search(self, ranges: Sequence[tuple[int, _Fate]]) -> int:
-        """Find the range of the number by halves; each begins at a number, the first anywhere."""
-        if len(ranges) == 1:
-            return self.decide(ranges[0][1])
-        middle = len(ranges) // 2
-        above = self.search(ranges[middle:])
-        below = self.search(ranges[:middle])
-        return self.compare(_AT_LEAST, ranges[middle][0], above, below)
 
-    def pack(self) -> bytes:
-        """Lay it out: struct sock_filter."""
-        return b"".join(struct.pack("=HBBI", *each) for each in reversed(self._instructions))
+def _check(result: int) -> None:
+    """Raise what libseccomp returns."""
+    if result < 0:
+        raise OSError(-result, f"libseccomp: {os.strerror(-result)}")

@@ -6,12 +6,12 @@ What a sample finds may be over a moment later, so the limits that hang on it ho
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
 _TICKS = os.sysconf("SC_CLK_TCK")
-_UTIME, _CSTIME = 14 - 3, 17 - 3  # fields of proc_pid_stat(5), from the state on
+_UTIME, _CSTIME, _STARTTIME = 14 - 3, 17 - 3, 22 - 3  # of proc_pid_stat(5), from the state on
 
 
 class Sample(NamedTuple):
@@ -20,7 +20,8 @@ class Sample(NamedTuple):
     Attributes:
         memory: bytes in memory that are of no file.
         largest: bytes that the largest process has had in memory.
-        user_time: seconds of processor time in programs, with what ended processes took.
+        user_time: seconds of processor time in programs, with what ended processes took, as far as
+            they were seen or waited for.
         system_time: the same in the kernel.
     """
 
@@ -30,16 +31,42 @@ class Sample(NamedTuple):
     system_time: float = 0.0
 
 
-def sample(first: int) -> Sample:
+class Past:
+    """What was seen of processes that may have ended since.
+
+    The kernel adds the time of a process to its parent's if that waits for it, and only then.
+    """
+
+    def __init__(self) -> None:
+        self._running = dict[tuple[int, int], tuple[int, int]]()
+        self._ended = (0, 0)
+
+    def add(self, running: dict[tuple[int, int], tuple[int, int]]) -> tuple[int, int]:
+        """Take what runs now: times by pid and start. Gives the times of all that ever ran."""
+        ended = [times for key, times in self._running.items() if key not in running]
+        self._ended = _total([self._ended, *ended])
+        self._running = running
+        return _total([self._ended, *running.values()])
+
+
+def _total(times: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    user, system = zip(*times, strict=True)
+    return sum(user), sum(system)
+
+
+def sample(first: int, past: Past | None = None) -> Sample:
     """Look at a process and its descendants.
 
     Args:
         first: the first process of a pid namespace.
+        past: what was seen of them before.
     """
+    past = Past() if past is None else past
     memory = largest = 0
-    user = system = 0
+    waited_for = [(0, 0)]
+    running = {}
     depth = len(_status("self").get("NSpid", "").split())
-    for pid in _walk(first):
+    for pid in walk(first):
         with suppress(OSError):  # it has ended
             status = _status(pid)
             # What is not in the namespace has got the pid of one that was.
@@ -50,11 +77,15 @@ def sample(first: int) -> Sample:
             with open(f"/proc/{pid}/stat", "rb") as file:
                 fields = file.read().rpartition(b")")[2].split()
             utime, stime, cutime, cstime = map(int, fields[_UTIME : _CSTIME + 1])
-            user, system = user + utime + cutime, system + stime + cstime
+            running[pid, int(fields[_STARTTIME])] = utime, stime
+            waited_for.append((utime + cutime, stime + cstime))
+    # Each counts some that the other does not.
+    user, system = max(_total(waited_for), past.add(running), key=sum)
     return Sample(memory, largest, user / _TICKS, system / _TICKS)
 
 
-def _walk(first: int) -> Iterator[int]:
+def walk(first: int) -> Iterator[int]:
+    """List a process and its descendants."""
     waiting = [first]
     while waiting:
         pid = waiting.pop()

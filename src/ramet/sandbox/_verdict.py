@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import math
+import binascii
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from errno import ENOENT
 from typing import Any, Literal, NamedTuple
+
+from ramet.sandbox._record import Record
 
 Reason = Literal[
     "exited", "signalled", "timeout", "cpu", "memory", "output", "raised", "start_failed"
@@ -48,8 +48,7 @@ class ProtectionError(RuntimeError):
         return f"{self.name} cannot be enforced: {self.reason}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Verdict(Record, kw_only=True):
     """What became of a program in a sandbox.
 
     Attributes:
@@ -61,6 +60,7 @@ class Verdict:
         error: what failed, for ``"start_failed"`` (the step, with its system call) and
             ``"raised"`` (the traceback); for a function that has ended otherwise, why there is no
             value; else None.
+        errno: the error of execve(2) with which the program itself was refused, else None.
         wall_time: seconds from the start to the end.
         user_time: seconds of processor time in programs.
         system_time: seconds of processor time in the kernel.
@@ -74,10 +74,13 @@ class Verdict:
         receipt: each protection.
     """
 
+    _hidden = frozenset(("receipt",))
+
     reason: Reason
     exit_code: int | None = None
     signal: int | None = None
     error: str | None = None
+    errno: int | None = None
     wall_time: float = 0.0
     user_time: float = 0.0
     system_time: float = 0.0
@@ -88,7 +91,7 @@ class Verdict:
     stdout_truncated: bool = False
     stderr_truncated: bool = False
     value: Any = None
-    receipt: tuple[Protection, ...] = field(default=(), repr=False)
+    receipt: tuple[Protection, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -100,10 +103,13 @@ class Verdict:
         """The exit status that a shell would give.
 
         The exit code; 128 and the signal's number; 124 as timeout(1) for what was killed at a
-        limit; 126 for what could not be started.
+        limit; 127 if there is no such program, 126 if it cannot be executed; 125 if there was
+        no sandbox.
         """
         if self.reason in {"timeout", "cpu", "memory", "output"}:
             return 124
+        if self.reason == "start_failed":
+            return {None: 125, ENOENT: 127}.get(self.errno, 126)
         if self.exit_code is not None:
             return self.exit_code
         return 126 if self.signal is None else 128 + self.signal
@@ -120,7 +126,9 @@ class Verdict:
         Args:
             indent: as of json.dumps.
         """
-        content = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        import json  # noqa: PLC0415 - here only
+
+        content = self.fields()
         content["stdout"], content["stderr"] = _text(self.stdout), _text(self.stderr)
         content["receipt"] = [line._asdict() for line in self.receipt]
         content["value"] = _plain(self.value)
@@ -150,7 +158,11 @@ def _text(data: bytes) -> str | dict[str, str]:
     try:
         return data.decode()
     except UnicodeDecodeError:
-        return {"base64": base64.b64encode(data).decode()}
+        return _base64(data)
+
+
+def _base64(data: bytes | bytearray | memoryview) -> dict[str, str]:
+    return {"base64": binascii.b2a_base64(data, newline=False).decode()}
 
 
 def _plain(value: Any) -> object:
@@ -162,13 +174,16 @@ def _plain(value: Any) -> object:
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
     if isinstance(value, bytes | bytearray | memoryview):
-        return {"base64": base64.b64encode(value).decode()}
+        return _base64(value)
     # An array has lists.
     return _plain(value.tolist()) if hasattr(value, "tolist") else repr(value)
 
 
 def _is_finite(value: object) -> bool:
-    return isinstance(value, float) and math.isfinite(value)
+    return isinstance(value, float) and -_INFINITE < value < _INFINITE
+
+
+_INFINITE = float("inf")
 
 
 def planned(receipt: Iterable[Protection]) -> tuple[Protection, ...]:
