@@ -41,7 +41,7 @@ from ramet._steps import Environment, Filter
 from ramet._syscalls import NUMBERS
 from ramet.sandbox import Bind, Proc, Symlink, Tmpfs
 from ramet.sandbox._plan import outside_ids
-from ramet.sandbox._root import Devices, Source
+from ramet.sandbox._root import Devices, Entry, Source
 from ramet.sandbox._seccomp import filter_program
 
 Loop = Callable[[int], object]
@@ -64,7 +64,7 @@ DENIED_BY_NSJAIL = (
 )
 
 LINKS = {path: Symlink(os.readlink(path)) for path in ("/bin", "/lib", "/lib64")}
-FILES = {"/usr": Bind("/usr"), **LINKS, "/proc": Proc(), "/tmp": Tmpfs()}  # noqa: S108
+FILES: dict[str, Entry] = {"/usr": Bind("/usr"), **LINKS, "/proc": Proc(), "/tmp": Tmpfs()}  # noqa: S108
 BOX = Sandbox(files=FILES, landlock=False)  # which the others do not have
 SAFER = Sandbox(files=FILES)
 
