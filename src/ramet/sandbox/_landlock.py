@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import lru_cache
 
+from ramet._native import Descriptor
 from ramet._program import Program, Result
 
 # linux/landlock.h; each ABI knows all that the ones before it do.
@@ -23,6 +26,7 @@ _SCOPES = 3  # LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET, LANDLOCK_SCOPE_SIGNAL
 _SCOPED_FROM = 6
 _PATH_BENEATH = 1
 _CREATE_RULESET_VERSION = 1
+_WORD = 8  # bytes of a result
 
 LOWEST_ABI = 2
 """Before it no file can be moved to another directory, which programs do not expect."""
@@ -34,14 +38,18 @@ def abi() -> int:
 
     Source: landlock_create_ruleset(2).
     """
+    # By a pipe: where SIGCHLD is ignored, older kernels do not tell an exit code.
+    reader, writer = Descriptor.pipe()
     program = Program()
     version = program.syscall(
         "landlock_create_ruleset", None, 0, _CREATE_RULESET_VERSION, tolerate=range(1, 192)
     )
-    program.exit(version)
-    with program.start() as child:
-        code = child.wait().code or 0
-    return code if code < 1 << 7 else 0  # the errno, negated
+    program.syscall("write", writer.number, version.pointer, _WORD, expect=_WORD)
+    program.exit(0)
+    with suppress(ChildProcessError):
+        program.start().wait()
+    writer.close()
+    return max(int.from_bytes(os.read(reader.number, _WORD), sys.byteorder, signed=True), 0)
 
 
 def add_landlock(

@@ -164,6 +164,8 @@ class Watch:
             self._poll.unregister(self._cancel)
             self._cancel = None
             self._kill("cancelled")
+        elif self._reason is not None:
+            return  # it is about to end
         elif self._deadline is not None and now >= self._deadline:
             self._kill("timeout")
         elif self._examine is not None and now >= self._next_look:
