@@ -8,11 +8,13 @@ namespaces of its own in those of the sandbox, and is confined before its functi
 from __future__ import annotations
 
 import os
+import select
 import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from signal import SIGKILL
+from threading import RLock
 from typing import Any
 from weakref import proxy
 
@@ -25,7 +27,7 @@ from ramet.sandbox import _data, _inside
 from ramet.sandbox._cgroup import Group
 from ramet.sandbox._plan import OUTCOME, make_call_plans
 from ramet.sandbox._policy import Policy
-from ramet.sandbox._run import Report, Watched, failed, open_streams, start
+from ramet.sandbox._run import Record, Report, Watched, failed, open_streams, start
 from ramet.sandbox._verdict import Verdict
 from ramet.sandbox._watch import Watch
 
@@ -55,6 +57,7 @@ class InnerZygote(Zygote):
         self._holder, self.plan = make_call_plans(policy, DESCRIPTORS)
         self.options = Options(flags=self.plan.flags, program=self.plan.program)
         self._words = _values.new_file("words")
+        self._reading = RLock()
         self.report: Report | None = None
 
     def _launch(self, args: list[str], fds: Mapping[int, int]) -> Child:
@@ -68,6 +71,20 @@ class InnerZygote(Zygote):
             os.close(null)
         self.report = started.report
         return started.child
+
+    def told(self, report: Report, pid: int) -> Record | None:
+        """Wait for what is told of a child that has ended, and give it once."""
+        deadline = time.monotonic() + _PATIENCE
+        poll = select.poll()
+        poll.register(report.reader.number, select.POLLIN)
+        while True:
+            with self._reading:  # of several threads one reads it, for all
+                report.read()
+                record = report.others.pop(pid, None)
+                if record is not None or time.monotonic() >= deadline:
+                    return record
+                if any(event & select.POLLHUP for _, event in poll.poll(1)):
+                    deadline = 0  # what was told before can still be read
 
     def _told(self) -> dict[str, Any]:
         return {**super()._told(), "authkey": None}  # a secret
@@ -168,7 +185,7 @@ class _Birth:
 
     def status(self, child: Child) -> ExitStatus:
         """Find out how it ended. It was killed with the first process if that does not tell."""
-        record = None if self._report is None else self._report.of(child.pid, _PATIENCE)
+        record = None if self._report is None else self._zygote.told(self._report, child.pid)
         if record is None or record.status is None:
             return ExitStatus(os.CLD_KILLED, SIGKILL)
         return record.status

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import resource
-import select
 import stat
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from signal import SIGKILL, SIGXCPU
-from threading import RLock
 from typing import NamedTuple
 
 from ramet import _native
@@ -30,7 +28,6 @@ from ramet.sandbox._watch import Input, Output, Watch
 # struct ramet_init_record, src/native/init.h: kind, value, pid, and a struct rusage
 _RECORD = struct.Struct("=3q144s")
 _FAILED, _REAPED = 2, 3
-_PROGRAM = -1  # a key
 _MICROSECONDS = 1e6
 
 
@@ -50,54 +47,36 @@ class Report:
     """A pipe in which the first process tells what became of the program, and of others."""
 
     def __init__(self, reader: Descriptor) -> None:
-        self._reader = reader
-        self._lock = RLock()
+        self.reader = reader
+        self.others: dict[int, Record] = {}  # by their pids there
         self._data = bytearray(_RECORD.size)
-        self._records: dict[int, Record] = {}
+        self._program: Record | None = None
         os.set_blocking(reader.number, False)
 
     def read(self) -> Record | None:
-        """Give what was told of the program, None if it was killed before; again, the same."""
-        with self._lock:
-            self._take()
-            return self._records.get(_PROGRAM)
+        """Give what was told of the program, None if it was killed before; again, the same.
 
-    def of(self, pid: int, patience: float) -> Record | None:
-        """Wait for what is told of another child, and give it once.
-
-        Args:
-            pid: its pid there.
-            patience: seconds.
+        All that was told of others is in `others` then.
         """
-        deadline = time.monotonic() + patience
-        poll = select.poll()
-        poll.register(self._reader.number, select.POLLIN)
-        while True:
-            with self._lock:  # of several threads one reads it, for all
-                self._take()
-                record = self._records.pop(pid, None)
-                if record is not None or time.monotonic() >= deadline:
-                    return record
-                if any(event & select.POLLHUP for _, event in poll.poll(1)):
-                    deadline = 0  # what was told before can still be read
-
-    def _take(self) -> None:
-        """Read all that is there."""
-        # Into what we have: so nothing is lost if this is interrupted.
-        while True:
-            kind, value, pid, rusage = _RECORD.unpack(self._data)
-            if kind:
-                record = _record(kind, value, rusage)
-                if kind == _REAPED:
-                    self._records[pid] = record
-                else:  # what could not be started ends as well, later
-                    self._records.setdefault(_PROGRAM, record)
-                self._data[:] = bytes(_RECORD.size)
+        # Into what we have: so nothing is lost if this is interrupted, or done by two threads.
+        self._note()
+        more = True
+        while more:
             try:  # a fork of ours has the other end as well
-                if os.readv(self._reader.number, [self._data]) == 0:
-                    return
+                more = os.readv(self.reader.number, [self._data]) > 0
             except BlockingIOError:
-                return
+                more = False
+            self._note()
+        return self._program
+
+    def _note(self) -> None:
+        """Note what was read last."""
+        kind, value, pid, rusage = _RECORD.unpack(self._data)
+        if kind == _REAPED:
+            self.others[pid] = _record(kind, value, rusage)
+        elif kind and self._program is None:  # what could not be started ends as well, later
+            self._program = _record(kind, value, rusage)
+        self._data[:] = bytes(_RECORD.size)
 
 
 def _record(kind: int, value: int, raw: bytes) -> Record:
