@@ -7,6 +7,18 @@
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+
+#ifdef Py_LIMITED_API
+/* Those of some versions give away a reference that they do not take, since their None, True and
+ * False are immortal (3.12.1, 3.13.0: object.h, boolobject.h). What is built with such headers is
+ * also for 3.11, where they are not. */
+#undef Py_RETURN_NONE
+#undef Py_RETURN_TRUE
+#undef Py_RETURN_FALSE
+#define Py_RETURN_NONE return Py_NewRef(Py_None)
+#define Py_RETURN_TRUE return Py_NewRef(Py_True)
+#define Py_RETURN_FALSE return Py_NewRef(Py_False)
+#endif
 #include <stdint.h>
 
 /* What the GIL is to the methods of one object, where there is none. */

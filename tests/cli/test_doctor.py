@@ -43,10 +43,8 @@ def test_json(command: Command) -> None:
         assert checks[f"CLONE_{flag.name}"].ok == (flag in support.flags)
 
 
-@root
-def test_as_an_ordinary_user() -> None:
-    before = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-    done = run_python(_SHOWN, before=before)
+def test_as_an_ordinary_user(as_nobody: list[str]) -> None:
+    done = run_python(_SHOWN, before=as_nobody)
     assert all(check.ok for check in _checks(done.stdout).values() if check.needed)
 
 

@@ -46,7 +46,10 @@ def python_of_users() -> str:
     """An interpreter that an ordinary user can run: ours may lie in the home of user 0."""
     identity = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if IS_ROOT else {}
     for python in (sys.executable, "/usr/bin/python3"):
-        code = "import ramet; ramet.Sandbox(python=True, optional=['landlock']).receipt"
+        code = (
+            f"import ramet, sys; assert sys.version_info[:2] == {sys.version_info[:2]}; "
+            "ramet.Sandbox(python=True, optional=['landlock']).receipt"
+        )
         try:
             subprocess.run(
                 [python, "-c", code],
@@ -79,12 +82,16 @@ def user(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+def python_of(user: str) -> str:
+    return sys.executable if user == "root" else python_of_users()
+
+
 def run_as(user: str, module: str, *args: str) -> Any:
     """Run a module of the tests as a user; what it prints."""
     nobody = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--"]
     before = ["setpriv", *nobody] if IS_ROOT and user == "user" else []
     done = subprocess.run(
-        [*before, python_of_users(), "-W", "error", "-m", f"tests.sandbox.{module}", *args],
+        [*before, python_of(user), "-W", "error", "-m", f"tests.sandbox.{module}", *args],
         env=_environment(),
         capture_output=True,
         text=True,
@@ -98,7 +105,7 @@ def run_as(user: str, module: str, *args: str) -> Any:
 @pytest.fixture(scope="session")
 def outcomes(user: str, setuid_program: str) -> Outcomes:
     """What came of all probes."""
-    found: Outcomes = run_as(user, "attacked", python_of_users(), setuid_program)
+    found: Outcomes = run_as(user, "attacked", python_of(user), setuid_program)
     return found
 
 
