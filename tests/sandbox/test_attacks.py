@@ -82,16 +82,12 @@ def user(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def python_of(user: str) -> str:
-    return sys.executable if user == "root" else python_of_users()
-
-
 def run_as(user: str, module: str, *args: str) -> Any:
     """Run a module of the tests as a user; what it prints."""
     nobody = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--"]
     before = ["setpriv", *nobody] if IS_ROOT and user == "user" else []
     done = subprocess.run(
-        [*before, python_of(user), "-W", "error", "-m", f"tests.sandbox.{module}", *args],
+        [*before, python_of_users(), "-W", "error", "-m", f"tests.sandbox.{module}", *args],
         env=_environment(),
         capture_output=True,
         text=True,
@@ -105,7 +101,7 @@ def run_as(user: str, module: str, *args: str) -> Any:
 @pytest.fixture(scope="session")
 def outcomes(user: str, setuid_program: str) -> Outcomes:
     """What came of all probes."""
-    found: Outcomes = run_as(user, "attacked", python_of(user), setuid_program)
+    found: Outcomes = run_as(user, "attacked", python_of_users(), setuid_program)
     return found
 
 
