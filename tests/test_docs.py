@@ -93,6 +93,27 @@ def test_quickstart(capfd: pytest.CaptureFixture[str]) -> None:
         assert expected in output
 
 
+def test_sandboxing() -> None:
+    example = str(ROOT / "examples/sandboxing.py")
+    output = check_output([sys.executable, "-X", "dev", "-W", "error", example], text=True)
+    reasons = re.findall(r"^  verdict: (\w+)", output, re.M)
+    assert reasons == ["exited", "exited", "timeout", "memory", "exited"]
+    assert "user 1000, host sandbox, process 2" in output
+    assert "it has returned (2.0, 0.0)" in output
+    assert "mount: Operation not permitted" in output
+    assert "IT WORKED" not in output
+
+
+def test_sandboxing_where_it_cannot_be() -> None:
+    inner = 'echo 0 >/proc/sys/user/max_user_namespaces && exec "$@"'
+    example = [sys.executable, str(ROOT / "examples/sandboxing.py")]
+    command = ["unshare", "--user", "--map-root-user", "sh", "-c", inner, "sh", *example]
+    done = run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("There can be no sandbox here: ")
+    assert "max_*_namespaces" in done.stderr
+
+
 def test_workers() -> None:
     example = str(ROOT / "examples/workers.py")
     output = check_output([sys.executable, "-X", "dev", "-W", "error", example], text=True)
