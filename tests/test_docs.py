@@ -11,6 +11,7 @@ from subprocess import PIPE, STDOUT, check_output, run
 
 import pytest
 
+from ramet import Sandbox
 from tests.isolated import run_python
 
 ROOT = Path(__file__).parent.parent
@@ -59,6 +60,18 @@ def test_sessions(tmp_path: Path) -> None:
         )
         pattern = re.escape(expected.strip()).replace(re.escape("..."), ".*")
         assert re.fullmatch(pattern, done.stdout.strip(), re.S), f"{command}\n{done.stdout}"
+
+
+def test_the_policy(tmp_path: Path) -> None:
+    """That of docs/sandbox.md; the other one is a part of the sessions."""
+    (policy,) = re.findall(
+        r"^```toml\n(.*?)^```", (ROOT / "docs/sandbox.md").read_text(), re.M | re.S
+    )
+    (tmp_path / "policy.toml").write_text(policy)
+    tmp_path.joinpath("work").mkdir()
+    with Sandbox.load(tmp_path / "policy.toml") as box:
+        assert box.call(os.listdir, "/data") == []
+        assert box.call(os.path.getsize, "/etc/note") == len("a text")
 
 
 def test_flags_page_is_up_to_date() -> None:
