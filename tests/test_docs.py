@@ -41,12 +41,12 @@ def test_there_are_examples() -> None:
 
 
 def test_sessions(tmp_path: Path) -> None:
-    """The commands that docs/command.md shows write what it shows; "..." is anything."""
-    page = (ROOT / "docs/command.md").read_text()
-    (policy,) = re.findall(r"^```toml\n(.*?)^```", page, re.M | re.S)
+    """The commands that are shown write what is shown; "..." is anything."""
+    text = "".join((ROOT / name).read_text() for name in ("docs/command.md", "README.md"))
+    (policy,) = re.findall(r"^```toml\n(.*?)^```", text, re.M | re.S)
     (tmp_path / "policy.toml").write_text(policy)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    sessions = re.findall(r"^```console\n(.*?)^```", page, re.M | re.S)
+    sessions = re.findall(r"^```console\n(.*?)^```", text, re.M | re.S)
     for command, expected in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", "".join(sessions), re.M):
         done = run(  # noqa: S602 - by a shell, as is shown
             command,
