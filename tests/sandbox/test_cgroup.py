@@ -123,6 +123,18 @@ def test_the_one_that_is_given(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> N
     assert reason == f"{tree.top}/missing is no group of cgroup v2: No such file or directory"
 
 
+def test_one_that_cannot_be_reached(tree: Tree) -> None:
+    """Our processes get there only by who may write to the group above both."""
+    for path in ("a/b", "a/other", "other"):
+        tree.give(path, "pids")
+    (tree.top / "cgroup.procs").unlink()  # so that user 0 may not write to it either
+    for path in ("a/b", "a/other"):
+        assert find_parent(["pids"], tree.top / path) == (f"{tree.top}/{path}", "")
+    directory, reason = find_parent(["pids"], tree.top / "other")
+    assert directory is None
+    assert f"from {tree.top}/a/b/c to {tree.top}/other: {tree.top}/cgroup.procs may not" in reason
+
+
 def test_those_of_others(tmp_path: Path, as_nobody: list[str]) -> None:
     """As an ordinary user, who may read but not write."""
     tmp_path.chmod(0o755)
