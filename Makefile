@@ -18,9 +18,10 @@ NATIVE := $(shell find src/native include tests examples benchmarks -name '*.[ch
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.installed ## Build, then run C functions and program files in children, and show what became of them
+demo: $(VENV)/.installed ## Build, then run C functions, program files and sandboxes, and show what became of them
 	$(BIN)/python examples/quickstart.py
 	$(BIN)/python examples/spawning.py
+	$(BIN)/python examples/sandboxing.py
 
 test: $(VENV)/.test ## Build, then run all tests
 	$(BIN)/python -m pytest -q

@@ -11,6 +11,7 @@ from subprocess import PIPE, STDOUT, check_output, run
 
 import pytest
 
+from ramet import Sandbox
 from tests.isolated import run_python
 
 ROOT = Path(__file__).parent.parent
@@ -40,12 +41,12 @@ def test_there_are_examples() -> None:
 
 
 def test_sessions(tmp_path: Path) -> None:
-    """The commands that docs/command.md shows write what it shows; "..." is anything."""
-    page = (ROOT / "docs/command.md").read_text()
-    (policy,) = re.findall(r"^```toml\n(.*?)^```", page, re.M | re.S)
+    """The commands that are shown write what is shown; "..." is anything."""
+    text = "".join((ROOT / name).read_text() for name in ("docs/command.md", "README.md"))
+    (policy,) = re.findall(r"^```toml\n(.*?)^```", text, re.M | re.S)
     (tmp_path / "policy.toml").write_text(policy)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    sessions = re.findall(r"^```console\n(.*?)^```", page, re.M | re.S)
+    sessions = re.findall(r"^```console\n(.*?)^```", text, re.M | re.S)
     for command, expected in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", "".join(sessions), re.M):
         done = run(  # noqa: S602 - by a shell, as is shown
             command,
@@ -59,6 +60,18 @@ def test_sessions(tmp_path: Path) -> None:
         )
         pattern = re.escape(expected.strip()).replace(re.escape("..."), ".*")
         assert re.fullmatch(pattern, done.stdout.strip(), re.S), f"{command}\n{done.stdout}"
+
+
+def test_the_policy(tmp_path: Path) -> None:
+    """That of docs/sandbox.md; the other one is a part of the sessions."""
+    (policy,) = re.findall(
+        r"^```toml\n(.*?)^```", (ROOT / "docs/sandbox.md").read_text(), re.M | re.S
+    )
+    (tmp_path / "policy.toml").write_text(policy)
+    tmp_path.joinpath("work").mkdir()
+    with Sandbox.load(tmp_path / "policy.toml") as box:
+        assert box.call(os.listdir, "/data") == []
+        assert box.call(os.path.getsize, "/etc/note") == len("a text")
 
 
 def test_flags_page_is_up_to_date() -> None:
@@ -91,6 +104,27 @@ def test_quickstart(capfd: pytest.CaptureFixture[str]) -> None:
         "without CLONE_SIGHAND",
     ):
         assert expected in output
+
+
+def test_sandboxing() -> None:
+    example = str(ROOT / "examples/sandboxing.py")
+    output = check_output([sys.executable, "-X", "dev", "-W", "error", example], text=True)
+    reasons = re.findall(r"^  verdict: (\w+)", output, re.M)
+    assert reasons == ["exited", "exited", "timeout", "memory", "exited"]
+    assert "user 1000, host sandbox, process 2" in output
+    assert "it has returned (2.0, 0.0)" in output
+    assert "mount: Operation not permitted" in output
+    assert "IT WORKED" not in output
+
+
+def test_sandboxing_where_it_cannot_be() -> None:
+    inner = 'echo 0 >/proc/sys/user/max_user_namespaces && exec "$@"'
+    example = [sys.executable, str(ROOT / "examples/sandboxing.py")]
+    command = ["unshare", "--user", "--map-root-user", "sh", "-c", inner, "sh", *example]
+    done = run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("There can be no sandbox here: ")
+    assert "max_*_namespaces" in done.stderr
 
 
 def test_workers() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import ramet
-from ramet import futures, lowlevel
+from ramet import futures, lowlevel, sandbox
 from tests.isolated import run_python
 
 PACKAGE = Path(ramet.__file__).parent
@@ -38,14 +38,22 @@ def test_public_name(name: str) -> None:
 
 def test_modules_are_private() -> None:
     modules = {path.stem for path in PACKAGE.glob("*.py")} | {"_native"}
+    modules |= {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     public = {name for name in modules if not name.startswith("_")}
-    assert public == {"aio", "futures", "lowlevel", "mp"}
+    assert public == {"aio", "futures", "lowlevel", "mp", "sandbox"}
 
 
 def test_each_name_has_one_home() -> None:
     """What is exported is not exported by a second module too."""
     assert not set(lowlevel.__all__) & (set(ramet.__all__) - {"clone"})
     assert lowlevel.clone.__module__ == lowlevel.clone3.__module__ == "ramet.lowlevel"
+
+
+@pytest.mark.parametrize("name", sandbox.__all__)
+def test_sandbox_name(name: str) -> None:
+    thing = getattr(sandbox, name)
+    assert thing.__module__ == ("ramet" if name in ramet.__all__ else "ramet.sandbox")
+    assert pickle.loads(pickle.dumps(thing)) is thing  # noqa: S301
 
 
 @pytest.mark.parametrize("name", lowlevel.__all__)
@@ -104,7 +112,7 @@ def test_no_source_of_c_is_shipped() -> None:
 
 def callables() -> dict[str, object]:
     found: dict[str, object] = {}
-    for module in (ramet, lowlevel, futures):
+    for module in (ramet, lowlevel, futures, sandbox):
         for name in module.__all__:
             thing = getattr(module, name)
             path = f"{module.__name__}.{name}"

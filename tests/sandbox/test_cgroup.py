@@ -123,6 +123,18 @@ def test_the_one_that_is_given(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> N
     assert reason == f"{tree.top}/missing is no group of cgroup v2: No such file or directory"
 
 
+def test_one_that_cannot_be_reached(tree: Tree) -> None:
+    """Our processes get there only by who may write to the group above both."""
+    for path in ("a/b", "a/other", "other"):
+        tree.give(path, "pids")
+    (tree.top / "cgroup.procs").unlink()  # so that user 0 may not write to it either
+    for path in ("a/b", "a/other"):
+        assert find_parent(["pids"], tree.top / path) == (f"{tree.top}/{path}", "")
+    directory, reason = find_parent(["pids"], tree.top / "other")
+    assert directory is None
+    assert f"from {tree.top}/a/b/c to {tree.top}/other: {tree.top}/cgroup.procs may not" in reason
+
+
 def test_those_of_others(tmp_path: Path, as_nobody: list[str]) -> None:
     """As an ordinary user, who may read but not write."""
     tmp_path.chmod(0o755)
@@ -473,15 +485,18 @@ def test_delegated_to_an_ordinary_user(delegated: Path, as_nobody: list[str]) ->
 
 
 def test_a_group_that_we_may_not_be_moved_to(delegated: Path, as_nobody: list[str]) -> None:
-    """Made for an ordinary user, who is in another: the kernel refuses, and nothing runs."""
+    """Made for an ordinary user, who is in another: the kernel would refuse, so we do."""
     for name in (".", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"):
         os.chown(delegated / name, 65534, 65534)
     run_python(
-        "from ramet.sandbox import Sandbox\n"
+        "from ramet.sandbox import ProtectionError, Sandbox\n"
         f"limited = Sandbox(system=True, memory=1 << 26, cgroup={str(delegated)!r})\n"
-        "verdict = limited.run(['true'])\n"
-        "assert verdict.reason == 'start_failed', verdict\n"
-        "assert 'EACCES' in verdict.error or 'Permission' in verdict.error, verdict\n",
+        "try:\n"
+        "    limited.run(['true'])\n"
+        "except ProtectionError as error:\n"
+        "    assert 'no process can be moved from' in error.reason, error\n"
+        "else:\n"
+        "    raise AssertionError\n",
         before=as_nobody,
     )
     assert groups(delegated) == []

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import pickle
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from typing import Any
 import pytest
 
 import ramet
+from ramet import ExitStatus
 from ramet.sandbox import Bind, Overlay, ProtectionError, Sandbox
 from ramet.sandbox._presets import system_files
 from ramet.sandbox._root import Entry
+from ramet.sandbox._run import Watched
 
 SYSTEM = Sandbox(system=True)
 FOR_EVER = ["sleep", "1000"]
@@ -63,6 +66,22 @@ def test_limits(reason: str, policy: dict[str, Any], script: str) -> None:
     assert verdict.shell_status == 124
     assert len(verdict.stdout) <= 1000
     assert verdict.stdout_truncated == (reason == "output")
+
+
+@pytest.mark.parametrize(
+    ("limit", "number", "used", "reason"),
+    [
+        (1, signal.SIGXCPU, 0.9, "cpu"),  # the kernel counts ticks
+        (1, signal.SIGXCPU, 0.1, "signalled"),
+        (1, signal.SIGKILL, 2.0, "cpu"),
+        (1, signal.SIGKILL, 0.9, "signalled"),
+        (1, signal.SIGTERM, 2.0, "signalled"),
+        (None, signal.SIGXCPU, 0.9, "signalled"),
+    ],
+)
+def test_what_ends_at_a_limit(limit: int | None, number: int, used: float, reason: str) -> None:
+    watched = Watched(Sandbox(cpu_time=limit), frozenset(), os.getpid(), None)
+    assert watched._reason(None, ExitStatus(os.CLD_KILLED, number), used) == reason
 
 
 def test_memory_without_a_cgroup() -> None:

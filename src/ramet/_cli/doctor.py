@@ -265,7 +265,7 @@ def _check_limits() -> Iterator[Check]:
     advice = (
         "systemd-run --user --scope -p Delegate=yes COMMAND; or an administrator makes a group, "
         "writes '+memory +pids +cpu' to cgroup.subtree_control, and gives directory, cgroup.procs "
-        "and cgroup.subtree_control to you"
+        "and cgroup.subtree_control to you, and moves you to a group in it"
     )
     for line in _read("/proc/self/cgroup").splitlines():
         if "memory" in line.split(":")[1].split(","):

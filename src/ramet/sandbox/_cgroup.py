@@ -37,7 +37,7 @@ def find_parent(
     wanted = set(controllers)
     if given is not None:
         directory = os.path.abspath(given)  # also when our working directory is another by then
-        reason = _fault(directory, wanted)
+        reason = _fault(directory, wanted) or _barrier(directory)
         return (None, reason) if reason else (directory, "")
     mount, own = _mount_point(), _own_group()
     if mount is None or own is None:
@@ -67,6 +67,25 @@ def _fault(directory: str, wanted: set[str]) -> str:
     if not os.access(directory, os.W_OK) or not os.access(f"{directory}/cgroup.procs", os.W_OK):
         return f"no groups can be made in {directory}: {os.strerror(errno.EACCES)}"
     return ""
+
+
+def _barrier(directory: str) -> str:
+    """Say what keeps processes of our own group from those in a directory.
+
+    Whoever moves one, or starts it there, needs the group above both as well
+    (cgroup_procs_write_permission, kernel/cgroup/cgroup.c).
+    """
+    mount, own = _mount_point(), _own_group()
+    directory = os.path.realpath(directory)
+    if mount is None or own is None or os.path.commonpath([mount, directory]) != mount:
+        return ""
+    above = os.path.commonpath([directory, mount + own])
+    if os.access(f"{above}/cgroup.procs", os.W_OK):
+        return ""
+    return (
+        f"no process can be moved from {mount}{own} to {directory}: {above}/cgroup.procs may not "
+        "be written to; start this in a group of that directory"
+    )
 
 
 def _mount_point() -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import stat
@@ -29,6 +30,10 @@ from ramet.sandbox._watch import Input, Output, Watch
 _RECORD = struct.Struct("=3q144s")
 _FAILED, _REAPED = 2, 3
 _MICROSECONDS = 1e6
+# How much of its processor time must have been used by what RLIMIT_CPU ends. The kernel counts
+# ticks for it, and for rusage what was run (store_samples, kernel/time/posix-cpu-timers.c;
+# cputime_adjust, kernel/sched/cputime.c): so the signal may come early.
+_SHARES: dict[int | None, float] = {SIGXCPU: 0.5, SIGKILL: 1}
 
 
 class Record(NamedTuple):
@@ -379,8 +384,8 @@ class Watched:
             return killed  # type: ignore[return-value] # watch and examine say these
         if self._group is not None and self._group.number("memory.events", "oom_kill"):
             return "memory"
-        limit = self._policy.cpu_time
-        if limit is not None and status.signal in {SIGXCPU, SIGKILL} and used >= limit:
+        share = _SHARES.get(status.signal)
+        if share is not None and used >= share * (self._policy.cpu_time or math.inf):
             return "cpu"
         return "exited" if status.signal is None else "signalled"
 
