@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -198,6 +199,12 @@ def test_nothing_is_left_for_the_next(box: Sandbox) -> None:
         assert found == (1, ["1"], [[], []])
 
 
+def test_no_memory_is_shared(box: Sandbox) -> None:
+    shared = '[line for line in open("/proc/self/maps") if " rw-s " in line]'
+    for _ in range(3):  # also one that was ordered ahead
+        assert run(box, shared) == []
+
+
 def test_what_lies_in_what_is_fresh(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "file").write_text("ours")
@@ -372,6 +379,38 @@ def test_a_result_that_grows(box: Sandbox) -> None:
     verdict = box.run_python("import os; os.ftruncate(3, 1 << 40); os._exit(0)")
     assert verdict.reason == "output"
     assert f"{1 << 40} bytes" in (verdict.error or "")
+
+
+def test_descriptors_in_flight(tmp_path: Path) -> None:
+    """A user may have no more than some: with too many the zygote can't send the pidfd."""
+    tmp_path.chmod(0o777)
+    source = """
+        import array, socket, time
+        pairs = [socket.socketpair() for _ in range(8)]
+        held = array.array("i", [1] * 200)
+        try:
+            for pair in pairs:
+                pair[0].sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, held)])
+        except OSError:
+            open("/here/done", "w").close()
+        time.sleep(1000)
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (600, hard))
+    try:
+        files = {"/here": Bind(tmp_path, writable=True)}
+        with Sandbox(python=True, files=files) as box, ThreadPoolExecutor(1) as pool:
+            box.warm_up()
+            flood = pool.submit(box.run_python, textwrap.dedent(source), timeout=5)
+            until((tmp_path / "done").exists)
+            found = [box.run_python("1") for _ in range(3)]
+            assert flood.result().reason == "timeout"
+            assert run(box, "1") == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    # One was ordered ahead, before that.
+    assert {each.reason for each in found} <= {"exited", "start_failed"}
+    assert found[-1].reason == "start_failed"
 
 
 # --- its life -------------------------------------------------------------------------------------
