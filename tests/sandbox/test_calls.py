@@ -363,6 +363,50 @@ def test_a_result_is_not_unpickled(box: Sandbox, tmp_path: Path, size: int) -> N
     assert not trace.exists()
 
 
+def test_nor_is_what_the_interpreter_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is preloaded may be anybody's, too."""
+    trace, package = tmp_path / "trace", tmp_path / "package"
+    package.mkdir()
+    (package / "evil.py").write_text(
+        textwrap.dedent(f"""
+            import os
+            import sys
+            from ramet import _zygote_main
+
+            class Evil:
+                def __reduce__(self):
+                    return os.system, ("touch {trace}",)
+
+            _zygote_main._work = lambda *_: ("value", Evil())
+        """)
+    )
+    monkeypatch.syspath_prepend(package)
+    files = {str(package): Bind(package)}
+    with Sandbox(python=True, files=files, preload=["evil"]) as box:
+        verdict = box.run_python("1")
+    assert verdict.reason == "start_failed"
+    assert "nothing that makes sense" in (verdict.error or "")
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("where", ["ramet/__init__.py", "json.py", ".local/usercustomize.py"])
+def test_what_calls_write_is_not_imported(tmp_path: Path, where: str) -> None:
+    """By the next interpreter, in which it would be outside of them."""
+    tmp_path.chmod(0o777)
+    user = f".local/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages/"
+    source = """
+        import os
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w") as file:
+            file.write("open('/work/trace', 'w')")
+    """
+    policy: dict[str, Any] = {"cwd": "/work", "env": {"HOME": "/work"}}
+    for _ in range(2):
+        with Sandbox(python=True, files={"/work": Bind(tmp_path, writable=True)}, **policy) as box:
+            run(box, source, path=f"/work/{where.replace('.local/', user)}")
+    assert not (tmp_path / "trace").exists()
+
+
 def test_a_forged_value_is_data(box: Sandbox) -> None:
     """It may say what it likes, as by returning it."""
     source = """
