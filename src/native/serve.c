@@ -94,7 +94,9 @@ static void close_descriptors(const struct order *order) {
     }
 }
 
-/* Tells the pid, with the pidfd, or -errno. */
+/* Tells the pid, with the pidfd, or -errno. Without the pidfd if that cannot go: so it is when
+ * processes of this user have sent many descriptors that nobody has received (ETOOMANYREFS), and
+ * the other side waits for an answer. */
 static void answer(int channel, int64_t result, int pidfd) {
     union {
         struct cmsghdr header;
@@ -112,10 +114,15 @@ static void answer(int channel, int64_t result, int pidfd) {
         };
         memcpy(CMSG_DATA(&control.header), &pidfd, sizeof pidfd);
     }
-    ssize_t sent = 0;
+    int again = 0;
     do { /* nobody there to read it: the next order will not come */
-        sent = sendmsg(channel, &message, MSG_NOSIGNAL);
-    } while (sent < 0 && errno == EINTR);
+        int failed = sendmsg(channel, &message, MSG_NOSIGNAL) < 0;
+        again = failed && (errno == EINTR || message.msg_control != NULL);
+        if (again && errno != EINTR) {
+            message.msg_control = NULL;
+            message.msg_controllen = 0;
+        }
+    } while (again);
 }
 
 /* Maps the page that the other side has, too. */
@@ -123,6 +130,11 @@ static pid_t *map_births(int file) {
     void *page = mmap(NULL, sizeof(pid_t), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     close(file);
     if (page == MAP_FAILED) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        return NULL;
+    }
+    /* Children have no part in it: they would have memory in common with one another. */
+    if (madvise(page, sizeof(pid_t), MADV_DONTFORK) < 0) {
         PyErr_SetFromErrno(PyExc_OSError);
         return NULL;
     }

@@ -300,7 +300,7 @@ class Zygote(_Caller):
     next request starts another.
     """
 
-    _foreign = False  # it is the child of another process, as are its children
+    _foreign = False  # it is in a sandbox: the child of another process, as are its children
 
     def __init__(
         self,
@@ -603,6 +603,7 @@ class Zygote(_Caller):
             "preload": self._preload,
             "main": main,
             "argv": sys.argv,
+            "distrusted": self._foreign,
             # By which processes of multiprocessing know each other.
             "authkey": None if process is None else bytes(process.current_process().authkey),
         }

@@ -35,6 +35,9 @@ THREAD_VARIABLES = (
 importing_main = False
 """Whether this process is a zygote that imports the main module of the other side."""
 
+_distrusted = False
+"""Whether the other side unpickles nothing that comes from here."""
+
 # How often a function has to run until the interpreter has adapted its code (PEP 659).
 _REHEARSALS = 16
 
@@ -98,6 +101,8 @@ def _is_open(fd: int) -> bool:
 
 def _prepare(told: dict[str, Any]) -> str:
     """Become like the other side, and import. Returns what went wrong."""
+    global _distrusted  # noqa: PLW0603 - of this process
+    _distrusted = told["distrusted"]
     sys.path[:] = told["path"]
     ours = [name for name in THREAD_VARIABLES if name not in os.environ]
     os.environ.update(dict.fromkeys(ours, "1"))
@@ -214,6 +219,10 @@ def _work(work: bytes, file: int, program: int, mask: int | None) -> tuple[Any, 
 
 def _report(outcome: tuple[Any, ...], file: int) -> bool:
     """Write the outcome. False if it is bad, or cannot be written."""
+    if _distrusted and outcome[0] != "value":  # numbers, or the last thing is a text
+        told = outcome[1:] if outcome[0] == "failed" else outcome[-1]
+        os.write(file, importlib.import_module("json").dumps(told).encode())
+        return False
     try:
         _values.dump(outcome, file)
     except BaseException as error:  # noqa: BLE001 - it is told

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -198,6 +199,12 @@ def test_nothing_is_left_for_the_next(box: Sandbox) -> None:
         assert found == (1, ["1"], [False, False])
 
 
+def test_no_memory_is_shared(box: Sandbox) -> None:
+    shared = '[line for line in open("/proc/self/maps") if " rw-s " in line]'
+    for _ in range(3):  # also one that was ordered ahead
+        assert run(box, shared) == []
+
+
 def test_what_lies_in_what_is_fresh(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "file").write_text("ours")
@@ -357,6 +364,50 @@ def test_a_result_is_not_unpickled(box: Sandbox, tmp_path: Path, size: int) -> N
     assert not trace.exists()
 
 
+def test_nor_is_what_the_interpreter_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is preloaded may be anybody's, too."""
+    trace, package = tmp_path / "trace", tmp_path / "package"
+    package.mkdir()
+    (package / "evil.py").write_text(
+        textwrap.dedent(f"""
+            import os
+            import sys
+            from ramet import _zygote_main
+
+            class Evil:
+                def __reduce__(self):
+                    return os.system, ("touch {trace}",)
+
+            _zygote_main._work = lambda *_: ("value", Evil())
+        """)
+    )
+    monkeypatch.syspath_prepend(package)
+    files = {str(package): Bind(package)}
+    with Sandbox(python=True, files=files, preload=["evil"]) as box:
+        verdict = box.run_python("1")
+    assert verdict.reason == "start_failed"
+    assert "nothing that makes sense" in (verdict.error or "")
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("where", ["ramet/__init__.py", "json.py", ".local/usercustomize.py"])
+def test_what_calls_write_is_not_imported(tmp_path: Path, where: str) -> None:
+    """By the next interpreter, in which it would be outside of them."""
+    tmp_path.chmod(0o777)
+    user = f".local/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages/"
+    source = """
+        import os
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w") as file:
+            file.write("open('/work/trace', 'w')")
+    """
+    policy: dict[str, Any] = {"cwd": "/work", "env": {"HOME": "/work"}}
+    for _ in range(2):
+        with Sandbox(python=True, files={"/work": Bind(tmp_path, writable=True)}, **policy) as box:
+            run(box, source, path=f"/work/{where.replace('.local/', user)}")
+    assert not (tmp_path / "trace").exists()
+
+
 def test_a_forged_value_is_data(box: Sandbox) -> None:
     """It may say what it likes, as by returning it."""
     source = """
@@ -373,6 +424,38 @@ def test_a_result_that_grows(box: Sandbox) -> None:
     verdict = box.run_python("import os; os.ftruncate(3, 1 << 40); os._exit(0)")
     assert verdict.reason == "output"
     assert f"{1 << 40} bytes" in (verdict.error or "")
+
+
+def test_descriptors_in_flight(tmp_path: Path) -> None:
+    """A user may have no more than some: with too many the zygote can't send the pidfd."""
+    tmp_path.chmod(0o777)
+    source = """
+        import array, socket, time
+        pairs = [socket.socketpair() for _ in range(8)]
+        held = array.array("i", [1] * 200)
+        try:
+            for pair in pairs:
+                pair[0].sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, held)])
+        except OSError:
+            open("/here/done", "w").close()
+        time.sleep(1000)
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (600, hard))
+    try:
+        files = {"/here": Bind(tmp_path, writable=True)}
+        with Sandbox(python=True, files=files) as box, ThreadPoolExecutor(1) as pool:
+            box.warm_up()
+            flood = pool.submit(box.run_python, textwrap.dedent(source), timeout=5)
+            until((tmp_path / "done").exists)
+            found = [box.run_python("1") for _ in range(3)]
+            assert flood.result().reason == "timeout"
+            assert run(box, "1") == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    # One was ordered ahead, before that.
+    assert {each.reason for each in found} <= {"exited", "start_failed"}
+    assert found[-1].reason == "start_failed"
 
 
 # --- its life -------------------------------------------------------------------------------------

@@ -179,6 +179,8 @@ def array(**changes: object) -> Mapping[str, object]:
         made(array(shape=[2.0]), bytes(8)),
         made(array(shape=2), bytes(8)),
         made(array(shape=[1] * 100), bytes(4)),
+        made(array(shape=[10**4299] * 1000), bytes(4)),
+        made(array(shape=[1 << 62] * 50_000), bytes(4)),
         made(array(shape=[0, 1 << 62]), b""),
     ],
 )

@@ -7,12 +7,13 @@ namespaces of its own in those of the sandbox, and is confined before its functi
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from signal import SIGKILL
 from threading import RLock
 from typing import Any
@@ -32,6 +33,7 @@ from ramet.sandbox._verdict import Verdict
 from ramet.sandbox._watch import Watch
 
 _LAST_WORDS = 4096
+_MOST_WORDS = 1 << 20
 _PATIENCE = 1  # seconds within which the first process tells of what has ended
 
 Function = tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]]
@@ -65,7 +67,9 @@ class InnerZygote(Zygote):
         os.ftruncate(self._words.number, 0)
         try:
             streams = {0: null, 1: null, 2: self._words.number}
-            command = [os.path.abspath(args[0]), *args[1:]]  # as the preset shows the interpreter
+            # As the preset shows the interpreter. It imports nothing from where it is or from the
+            # user's own directory (HOME): what calls have put there would be outside of them.
+            command = [os.path.abspath(args[0]), "-sP", *args[1:]]
             started = start(self._policy, self._holder, command, {**streams, **fds})
         finally:
             os.close(null)
@@ -87,7 +91,8 @@ class InnerZygote(Zygote):
                     deadline = 0  # what was told before can still be read
 
     def _told(self) -> dict[str, Any]:
-        return {**super()._told(), "authkey": None}  # a secret
+        path = list(map(os.path.abspath, sys.path))  # "" is the working directory, there another
+        return {**super()._told(), "path": path, "authkey": None}  # a secret
 
     def _died(self) -> ZygoteError:
         error = super()._died()
@@ -147,7 +152,7 @@ def call(zygote: InnerZygote, function: Function, *, data: bytes, timeout: float
         ).run()
         status = child._settle(born.status(child))
         wall = time.monotonic() - begun
-        # The function had no way to this file: so it is of those whom we trust.
+        # The function had no way to this file.
         if fault := _setup_error(result, setup):
             return failed(plan, fault, wall)
         return _judge(policy, watched.verdict(reason, status, True, wall, ends, plan), outcome)
@@ -198,14 +203,17 @@ def _end(child: Child) -> None:
 
 
 def _setup_error(result: Descriptor, setup: Program) -> str:
-    """Say what has failed before the function was called."""
-    try:
-        outcome = _values.load(result.number)
-    except _values.UnfinishedError:
+    """Say what has failed before the function was called. It is from inside, too: so it is data."""
+    text = os.pread(result.number, _MOST_WORDS, 0)
+    if not text:
         return ""
-    if outcome[0] == "failed":
-        return str(setup_error(setup, *outcome[1:]))
-    return str(outcome[2])
+    with suppress(ValueError, LookupError, RecursionError):
+        match json.loads(text):
+            case [int(step), int(error)] if error > -4096:  # MAX_ERRNO
+                return str(setup_error(setup, step, error))
+            case str(words):
+                return words
+    return "the interpreter in the sandbox has told nothing that makes sense"
 
 
 def _judge(policy: Policy, verdict: Verdict, outcome: Descriptor) -> Verdict:

@@ -19,6 +19,7 @@ _HEADER = struct.Struct("=8sQ")  # a mark, and the number of parts
 _LENGTH = struct.Struct("=Q")
 _MARK = b"ramet\0\0\2"
 _MOST_PARTS = 1 << 16
+_MOST_AXES = 64  # of an array (NPY_MAXDIMS)
 _KIND = "$"  # the key by which an object is not a dictionary
 _DTYPE = re.compile(r"[<>|=]?(?:[biufcSU][0-9]{1,9}|[mM]8(?:\[[0-9a-zA-Z]{1,9}\])?)")
 
@@ -201,10 +202,15 @@ class _Reader:
         kind, shape, data = node["dtype"], node["shape"], self._part(node["of"])
         if not isinstance(kind, str) or not _DTYPE.fullmatch(kind):
             raise DataError(f"there is no such kind of array: {kind!r}")
-        if not isinstance(shape, list) or not all(type(each) is int for each in shape):
-            raise DataError(f"there is no such shape: {shape!r}")
+        # Of many large numbers even the product takes for ever.
+        if (
+            not isinstance(shape, list)
+            or len(shape) > _MOST_AXES
+            or not all(type(each) is int and 0 <= each < 1 << 63 for each in shape)
+        ):
+            raise DataError("there is no such shape")
         dtype = np.dtype(kind)
-        if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(data):
+        if math.prod(shape) * dtype.itemsize != len(data):
             raise DataError(f"{len(data)} bytes are no array {shape} of {kind}")
         if not len(data):
             return np.zeros(shape, dtype)
