@@ -399,12 +399,14 @@ def test_what_calls_write_is_not_imported(tmp_path: Path, where: str) -> None:
         import os
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "w") as file:
-            file.write("open('/work/trace', 'w')")
+            file.write("open('/shared/trace', 'w')")
     """
-    policy: dict[str, Any] = {"cwd": "/work", "env": {"HOME": "/work"}}
+    policy: dict[str, Any] = {"cwd": "/shared", "env": {"HOME": "/shared"}}
     for _ in range(2):
-        with Sandbox(python=True, files={"/work": Bind(tmp_path, writable=True)}, **policy) as box:
-            run(box, source, path=f"/work/{where.replace('.local/', user)}")
+        with Sandbox(
+            python=True, files={"/shared": Bind(tmp_path, writable=True)}, **policy
+        ) as box:
+            run(box, source, path=f"/shared/{where.replace('.local/', user)}")
     assert not (tmp_path / "trace").exists()
 
 

@@ -80,7 +80,8 @@ def test_limits(reason: str, policy: dict[str, Any], script: str) -> None:
     ],
 )
 def test_what_ends_at_a_limit(limit: int | None, number: int, used: float, reason: str) -> None:
-    watched = Watched(Sandbox(cpu_time=limit), frozenset(), os.getpid(), None)
+    box = Sandbox(cpu_time=limit)
+    watched = Watched(box, box._plan(), os.getpid(), None)
     assert watched._reason(None, ExitStatus(os.CLD_KILLED, number), used) == reason
 
 

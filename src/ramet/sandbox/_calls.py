@@ -30,7 +30,6 @@ from ramet.sandbox._plan import OUTCOME, make_call_plans
 from ramet.sandbox._policy import Policy
 from ramet.sandbox._run import Record, Report, Watched, failed, open_streams, start
 from ramet.sandbox._verdict import Verdict
-from ramet.sandbox._watch import Watch
 
 _LAST_WORDS = 4096
 _MOST_WORDS = 1 << 20
@@ -140,22 +139,14 @@ def call(zygote: InnerZygote, function: Function, *, data: bytes, timeout: float
         stack.callback(_end, child)
         for each in theirs:
             each.close()
-        watched = Watched(policy, plan.sampled, born.pid, born.group)
-        reason = Watch(
-            child,
-            ends.outputs.values(),
-            ends.source,
-            deadline=None if timeout is None else begun + timeout,
-            room=policy.output_size,
-            examine=watched.examine if plan.sampled else None,
-            on_kill=watched.look,
-        ).run()
+        watched = Watched(policy, plan, born.pid, born.group)
+        reason = watched.watch(child, ends, begun, timeout)
         status = child._settle(born.status(child))
         wall = time.monotonic() - begun
         # The function had no way to this file.
         if fault := _setup_error(result, setup):
             return failed(plan, fault, wall)
-        return _judge(policy, watched.verdict(reason, status, True, wall, ends, plan), outcome)
+        return _judge(policy, watched.verdict(reason, status, True, wall, ends), outcome)
 
 
 def _pack(function: Function) -> tuple[Any, ...]:

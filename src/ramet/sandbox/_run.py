@@ -239,17 +239,8 @@ def run(
         stack.callback(_end, started)
         for each in theirs:
             each.close()
-        watched = Watched(policy, plan.sampled, child.pid, started.group)
-        reason = Watch(
-            child,
-            ends.outputs.values(),
-            ends.source,
-            deadline=None if timeout is None else begun + timeout,
-            room=policy.output_size,
-            examine=watched.examine if plan.sampled else None,
-            on_kill=watched.look,
-            cancel=cancel,
-        ).run()
+        watched = Watched(policy, plan, child.pid, started.group)
+        reason = watched.watch(child, ends, begun, timeout, cancel)
         status = _wait(child)
         wall = time.monotonic() - begun
         record = started.report.read()
@@ -259,7 +250,7 @@ def run(
         if record is None and status.signal is None:
             return failed(plan, f"the first process {status._words()} and told nothing", wall)
         told = None if record is None else record.status
-        return watched.verdict(reason, told or status, told is not None, wall, ends, plan)
+        return watched.verdict(reason, told or status, told is not None, wall, ends)
 
 
 def _wait(child: Child) -> ExitStatus:
@@ -291,17 +282,35 @@ def _end(started: Started) -> None:
 class Watched:
     """What is known of a sandbox while it runs."""
 
-    def __init__(
-        self, policy: Policy, sampled: frozenset[str], pid: int, group: Group | None
-    ) -> None:
+    def __init__(self, policy: Policy, plan: Plan, pid: int, group: Group | None) -> None:
         self._policy = policy
-        self._sampled = sampled
+        self._plan = plan
         self._pid = pid
         self._group = group
         self._found = _tree.Sample()
         self._past = _tree.Past()
 
-    def examine(self) -> str | None:
+    def watch(
+        self,
+        child: Child,
+        ends: Ends,
+        begun: float,
+        timeout: float | None,
+        cancel: int | None = None,
+    ) -> str | None:
+        """Wait for its end. Returns why it was killed, if it was."""
+        return Watch(
+            child,
+            ends.outputs.values(),
+            ends.source,
+            deadline=None if timeout is None else begun + timeout,
+            room=self._policy.output_size,
+            examine=self._examine if self._plan.sampled else None,
+            on_kill=self._look,
+            cancel=cancel,
+        ).run()
+
+    def _examine(self) -> str | None:
         """Say which limit was passed, if one was."""
         policy = self._policy
         if self._group is not None:
@@ -309,13 +318,13 @@ class Watched:
         else:
             found = self._sample()
             used = found.user_time + found.system_time
-            if "memory" in self._sampled and found.memory > (policy.memory or 0):
+            if "memory" in self._plan.sampled and found.memory > (policy.memory or 0):
                 return "memory"
         if policy.cpu_time is not None and used > policy.cpu_time:
             return "cpu"
         return None
 
-    def look(self) -> None:
+    def _look(self) -> None:
         """Find out what is not known any more once it was killed."""
         if self._group is None and _tree.is_visible():
             self._sample()
@@ -339,7 +348,6 @@ class Watched:
         is_program: bool,
         wall: float,
         ends: Ends,
-        plan: Plan,
     ) -> Verdict:
         """Put together what became of it.
 
@@ -349,7 +357,6 @@ class Watched:
             is_program: that is about the program, and not about the first process.
             wall: seconds that it took.
             ends: its streams.
-            plan: what it was started by.
         """
         usage = status.rusage
         user, system = self._found.user_time, self._found.system_time
@@ -376,7 +383,7 @@ class Watched:
             stderr=err,
             stdout_truncated=out_cut,
             stderr_truncated=err_cut,
-            receipt=plan.receipt,
+            receipt=self._plan.receipt,
         )
 
     def _reason(self, killed: str | None, status: ExitStatus, used: float) -> Reason:
