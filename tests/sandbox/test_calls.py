@@ -205,6 +205,37 @@ def test_no_memory_is_shared(box: Sandbox) -> None:
         assert run(box, shared) == []
 
 
+def test_locks_of_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Are in memory that processes share; here each call has its own."""
+    tmp_path.chmod(0o755)
+    (tmp_path / "locks.py").write_text(
+        textwrap.dedent("""
+            import mmap
+            import multiprocessing
+            import tempfile
+
+            lock = multiprocessing.get_context("fork").Lock()
+            memory = mmap.mmap(-1, 100)
+            memory[:5] = b"ready"
+            with tempfile.TemporaryFile() as file:
+                file.truncate(5)
+                file.flush()
+                beyond = mmap.mmap(file.fileno(), 5)
+                file.truncate(0)
+        """)
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    files = {str(tmp_path): Bind(tmp_path)}
+    source = """
+        import locks
+        found = locks.lock.acquire(timeout=1), locks.memory[:5]
+        locks.memory[:5] = b"taken"
+        found
+    """
+    with Sandbox(python=True, files=files, preload=["locks"]) as box:
+        assert [run(box, source) for _ in range(2)] == [(True, b"ready")] * 2
+
+
 def test_what_lies_in_what_is_fresh(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "file").write_text("ours")
