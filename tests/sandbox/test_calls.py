@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ramet import ZygoteError, _values
+from ramet import ExitStatus, ZygoteError, _values
 from ramet.sandbox import Bind, CallError, Devices, File, Overlay, Proc, Sandbox, Symlink, Tmpfs
+from ramet.sandbox._run import Record
 from ramet.sandbox._verdict import Verdict
 from tests.waiting import children, in_fork, until
 
@@ -563,6 +564,18 @@ def test_interrupted(box: Sandbox) -> None:
     finally:
         signal.signal(signal.SIGALRM, before)
     assert box.call(abs, -1) == 1
+
+
+def test_pids_come_again(box: Sandbox) -> None:
+    """Also that of a call that was interrupted, of whose end nobody has asked."""
+    assert run(box, "1") == 1
+    report = box._zygote().report
+    assert report is not None
+    killed = ExitStatus(os.CLD_KILLED, signal.SIGKILL)
+    report._records.update(dict.fromkeys(range(2, 1000), Record(0, killed)))
+    for _ in range(3):
+        assert run(box, "1") == 1
+    report._records.clear()
 
 
 def test_all_of_it_ends_with_this_process(tmp_path: Path) -> None:

@@ -165,6 +165,8 @@ class _Birth:
     def __call__(self, child: Child) -> None:
         """Take it up, before it is told its work."""
         self._report = self._zygote.report
+        if self._report is not None:
+            self._report.forget(child.pid)
         with open(f"/proc/self/fdinfo/{child.pidfd}") as file:
             fields = dict(line.split(":", 1) for line in file)
         self.pid = int(fields["Pid"])

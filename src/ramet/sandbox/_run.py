@@ -81,6 +81,12 @@ class Report:
                 if any(event & select.POLLHUP for _, event in poll.poll(1)):
                     deadline = 0  # what was told before can still be read
 
+    def forget(self, pid: int) -> None:
+        """Let go of what was told of another that has had this pid, if nobody has asked."""
+        with self._lock:
+            self._take()
+            self._records.pop(pid, None)
+
     def _take(self) -> None:
         """Read all that is there."""
         # Into what we have: so nothing is lost if this is interrupted.
