@@ -299,6 +299,16 @@ def test_confined(box: Sandbox) -> None:
     assert (fields["NoNewPrivs"].strip(), fields["Seccomp"].strip()) == ("1", "2")
 
 
+def test_user_0() -> None:
+    source = """
+        import os
+        status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+        os.getuid(), os.getgid(), int(status["CapEff"], 16), int(status["CapBnd"], 16)
+    """
+    with Sandbox(python=True, uid=0, gid=0) as box:
+        assert run(box, source) == (0, 0, 0, 0)
+
+
 @pytest.mark.parametrize(
     "source",
     [

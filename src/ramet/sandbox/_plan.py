@@ -456,8 +456,8 @@ def make_call_plans(policy: Policy, targets: tuple[int, ...]) -> tuple[Plan, Pla
         targets: the numbers of descriptors that the zygote has, beside 0, 1 and 2.
 
     Returns:
-        The plan for the zygote, which has the sandbox's namespaces and files and no capabilities;
-        and that for each child: it gets users, processes, mounts and System V's IPC of its own, the
+        The plan for the zygote, which has the sandbox's namespaces and files, and no capabilities
+        but one to map user 0, if that is the sandbox's; and that for each child: it gets users, processes, mounts and System V's IPC of its own, the
         files that can change anew, and all that confines.
 
     Raises:
@@ -471,7 +471,8 @@ def make_call_plans(policy: Policy, targets: tuple[int, ...]) -> tuple[Plan, Pla
     choice = _choose(policy, others=0)
     start = _Start(policy, choice, for_calls(policy.entries), (*_STANDARD, *targets))
     start.program.set_no_new_privs()
-    add_capabilities(start.program, ())
+    # Without it a child may not map user 0 (verify_root_map, kernel/user_namespace.c).
+    add_capabilities(start.program, () if policy.uid else ("setfcap",))
     args = start.finish((), tells_all=True)
     holder = Plan(start.program, args, choice.flags, (), None, {}, frozenset())
 
