@@ -522,6 +522,20 @@ def test_the_zygote_dies(box: Sandbox) -> None:
     assert run(box, "1") == 1
 
 
+def test_a_child_that_was_ordered_ahead_dies() -> None:
+    with Sandbox(python=True, cpu_time=60) as box:  # with a group, where that can be had
+        for _ in range(3):
+            assert run(box, "1") == 1
+        process = box._zygote()._process
+        assert process is not None
+        below = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        zygote, ahead = until(lambda: [*map(int, below.read_text().split())][:2])
+        os.kill(ahead, signal.SIGKILL)
+        until(lambda: str(ahead) not in below.read_text().split())
+        assert run(box, "1") == 1
+        assert str(zygote) in below.read_text().split()
+
+
 def test_close_and_again() -> None:
     before = children()
     box = Sandbox(python=True)

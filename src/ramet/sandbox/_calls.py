@@ -32,6 +32,7 @@ from ramet.sandbox._watch import Watch
 
 _LAST_WORDS = 4096
 _MOST_WORDS = 1 << 20
+_REAPED = -1  # the pid of what was waited for, in pidfd's fdinfo
 _PATIENCE = 1  # seconds within which the first process tells of what has ended
 
 Function = tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]]
@@ -170,7 +171,7 @@ class _Birth:
         with open(f"/proc/self/fdinfo/{child.pidfd}") as file:
             fields = dict(line.split(":", 1) for line in file)
         self.pid = int(fields["Pid"])
-        if self.group is not None:
+        if self.group is not None and self.pid != _REAPED:
             self.group.add(self.pid)
 
     def status(self, child: Child) -> ExitStatus:

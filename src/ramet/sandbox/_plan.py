@@ -457,8 +457,9 @@ def make_call_plans(policy: Policy, targets: tuple[int, ...]) -> tuple[Plan, Pla
 
     Returns:
         The plan for the zygote, which has the sandbox's namespaces and files, and no capabilities
-        but one to map user 0, if that is the sandbox's; and that for each child: it gets users, processes, mounts and System V's IPC of its own, the
-        files that can change anew, and all that confines.
+        but one to map user 0, if that is the sandbox's; and that for each child: it gets users,
+        processes, mounts and System V's IPC of its own, the files that can change anew, and all
+        that confines.
 
     Raises:
         ProtectionError: one that is required cannot be had.
