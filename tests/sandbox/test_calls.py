@@ -655,6 +655,7 @@ def test_last_words_of_an_interpreter() -> None:
         ({"system": True}, "python=True"),
         ({"python": True, "files": {"/proc": Tmpfs()}}, "Proc"),
         ({"python": True, "uid_map": ((1000, 0, 1),)}, "root outside"),
+        ({"python": True, "capabilities": ["cap_sys_admin"]}, "sys_admin"),
     ],
 )
 def test_policies_without(policy: dict[str, Any], word: str) -> None:
