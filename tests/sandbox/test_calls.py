@@ -24,6 +24,7 @@ from ramet import ExitStatus, ZygoteError, _values
 from ramet.sandbox import Bind, CallError, Devices, File, Overlay, Proc, Sandbox, Symlink, Tmpfs
 from ramet.sandbox._run import Record
 from ramet.sandbox._verdict import Verdict
+from ramet.sandbox._watch import Watch
 from tests.waiting import children, in_fork, until
 
 
@@ -600,6 +601,23 @@ def test_pids_come_again(box: Sandbox) -> None:
     for _ in range(3):
         assert run(box, "1") == 1
     report._records.clear()
+
+
+def test_nothing_is_kept_of_calls_that_were_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_into_it(_: Watch) -> None:
+        raise InterruptedError
+
+    with Sandbox(python=True) as box:
+        box.warm_up()
+        report = box._zygote().report
+        assert report is not None
+        with monkeypatch.context() as patch:
+            patch.setattr(Watch, "run", run_into_it)
+            for _ in range(3):
+                with pytest.raises(InterruptedError):
+                    box.run_python("1")
+        assert run(box, "1") == 1
+        assert (report._records, report._expected) == ({}, set())
 
 
 def test_all_of_it_ends_with_this_process(tmp_path: Path) -> None:

@@ -110,6 +110,7 @@ def call(zygote: InnerZygote, function: Function, *, data: bytes, timeout: float
         stack.callback(result.close)
         stack.callback(outcome.close)
         born = _Birth(zygote)
+        stack.callback(born.close)
         try:
             zygote.warm_up()
             begun = time.monotonic()
@@ -161,13 +162,16 @@ class _Birth:
         self._zygote = zygote
         self._report: Report | None = None
         self.group: Group | None = None
-        self.pid = -1  # for us; that of its handle is of the sandbox
+        self.pid = -1  # for us
+        self._inner = -1  # in the sandbox
 
     def __call__(self, child: Child) -> None:
         """Take it up, before it is told its work."""
+        self.close()  # of one that has ended without work
         self._report = self._zygote.report
+        self._inner = child.pid
         if self._report is not None:
-            self._report.forget(child.pid)
+            self._report.expect(child.pid)
         with open(f"/proc/self/fdinfo/{child.pidfd}") as file:
             fields = dict(line.split(":", 1) for line in file)
         self.pid = int(fields["Pid"])
@@ -180,6 +184,11 @@ class _Birth:
         if record is None or record.status is None:
             return ExitStatus(os.CLD_KILLED, SIGKILL)
         return record.status
+
+    def close(self) -> None:
+        """Let go of what is told of it."""
+        if self._report is not None:
+            self._report.forget(self._inner)
 
 
 def _end(child: Child) -> None:

@@ -54,6 +54,7 @@ class Report:
         self._lock = RLock()
         self._data = bytearray(_RECORD.size)
         self._records: dict[int, Record] = {}
+        self._expected = set[int]()
         os.set_blocking(reader.number, False)
 
     def read(self) -> Record | None:
@@ -63,7 +64,7 @@ class Report:
             return self._records.get(_PROGRAM)
 
     def of(self, pid: int, patience: float) -> Record | None:
-        """Wait for what is told of another child, and give it once.
+        """Wait for what is told of another child that is expected, and give it once.
 
         Args:
             pid: its pid there.
@@ -81,10 +82,17 @@ class Report:
                 if any(event & select.POLLHUP for _, event in poll.poll(1)):
                     deadline = 0  # what was told before can still be read
 
-    def forget(self, pid: int) -> None:
-        """Let go of what was told of another that has had this pid, if nobody has asked."""
+    def expect(self, pid: int) -> None:
+        """Keep what is told of another child from now on, and not of who had this pid before."""
         with self._lock:
             self._take()
+            self._records.pop(pid, None)
+            self._expected.add(pid)
+
+    def forget(self, pid: int) -> None:
+        """Do not keep it any more: nobody will ask."""
+        with self._lock:
+            self._expected.discard(pid)
             self._records.pop(pid, None)
 
     def _take(self) -> None:
@@ -95,7 +103,8 @@ class Report:
             if kind:
                 record = _record(kind, value, rusage)
                 if kind == _REAPED:
-                    self._records[pid] = record
+                    if pid in self._expected:
+                        self._records[pid] = record
                 else:  # what could not be started ends as well, later
                     self._records.setdefault(_PROGRAM, record)
                 self._data[:] = bytes(_RECORD.size)
