@@ -15,6 +15,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "child.h"
@@ -461,6 +462,34 @@ static PyObject *rehearse(PyObject *module, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
+/* make_private(address, size): what is in shared memory is in memory of this process from now on */
+static PyObject *make_private(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    (void)module;
+    uint64_t address = 0;
+    uint64_t size = 0;
+    if (count != 2) {
+        return PyErr_Format(PyExc_TypeError, "make_private takes 2 arguments, got %zd", count);
+    }
+    if (ramet_as_u64(args[0], &address) < 0 || ramet_as_u64(args[1], &size) < 0) {
+        return NULL;
+    }
+    void *place = (void *)(uintptr_t)address;
+    void *copy = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (copy == MAP_FAILED) {
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    /* By this call, since a file may end before its mapping does: the rest is zero. */
+    struct iovec from = {.iov_base = place, .iov_len = size};
+    struct iovec into = {.iov_base = copy, .iov_len = size};
+    int failed = process_vm_readv(getpid(), &into, 1, &from, 1, 0) < 0 && errno != EFAULT;
+    if (failed || mremap(copy, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, place) == MAP_FAILED) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        munmap(copy, size);
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
 /* leave(code): _exit, without the dynamic linker, which would have to look for that first. */
 static PyObject *leave(PyObject *module, PyObject *code) {
     (void)module;
@@ -471,6 +500,7 @@ static PyObject *leave(PyObject *module, PyObject *code) {
 
 PyMethodDef ramet_serve_functions[] = {
     {"leave", leave, METH_O, NULL},
+    {"make_private", METHOD(make_private), METH_FASTCALL, NULL},
     {"rehearse", rehearse, METH_NOARGS, NULL},
     {"run_in_place", run_in_place, METH_O, NULL},
     {"set_mask", set_signal_mask, METH_O, NULL},

@@ -68,6 +68,8 @@ def main(channel: int, file: int, births: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()  # or each child would, too
+    if _distrusted:
+        _unshare_memory()
     gc.collect()
     gc.freeze()
     _say(channel, READY)
@@ -75,6 +77,20 @@ def main(channel: int, file: int, births: int) -> None:
     born = _native.serve(channel, offset, births, signal.SIGINT not in blocked)
     if born is not None:
         _live(*born, files)
+
+
+def _unshare_memory() -> None:
+    """Let each child have its own of the memory that others could write to, such as of a lock.
+
+    Source: proc_pid_smaps(5).
+    """
+    with open("/proc/self/smaps") as file:
+        for line in file.readlines():
+            name, *words = line.split()
+            if not name.endswith(":"):
+                first, last = (int(address, 16) for address in name.split("-"))
+            elif name == "VmFlags:" and "sh" in words:
+                _native.make_private(first, last - first)
 
 
 def _say(channel: int, words: bytes) -> None:

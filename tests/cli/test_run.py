@@ -120,6 +120,28 @@ def test_json_to_a_descriptor(command: Command) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (9, ("Bad file descriptor",)),
+        (0, ("not open for writing",)),
+        (8, ("cannot be written", "No space")),
+    ],
+)
+def test_verdicts_that_nobody_gets(number: int, words: tuple[str, ...]) -> None:
+    """Nothing is run if that is known; else the status is still that of the program."""
+    run = f'"$@" run --json-fd {number} -- sh -c "echo ran; exit 3"'
+    script = f"exec {run} </dev/null 8>/dev/full 9>&-"
+    done = subprocess.run(
+        ["/bin/sh", "-c", script, "sh", *RAMET],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == ((3, "ran\n") if number == 8 else (125, ""))
+    assert all(each in done.stderr for each in words)
+
+
 @pytest.mark.parametrize("options", ["--cgroup /no/such", "--ro-bind /no/such /x"])
 def test_json_of_what_was_not_started(command: Command, options: str) -> None:
     done = command("run", "--json", *options.split(), "--", "true")

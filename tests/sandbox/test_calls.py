@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ramet import ZygoteError, _values
+from ramet import ExitStatus, ZygoteError, _values
 from ramet.sandbox import Bind, CallError, Devices, File, Overlay, Proc, Sandbox, Symlink, Tmpfs
+from ramet.sandbox._run import Record, Report
 from ramet.sandbox._verdict import Verdict
+from ramet.sandbox._watch import Watch
 from tests.waiting import children, in_fork, until
 
 
@@ -205,6 +207,37 @@ def test_no_memory_is_shared(box: Sandbox) -> None:
         assert run(box, shared) == []
 
 
+def test_locks_of_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Are in memory that processes share; here each call has its own."""
+    tmp_path.chmod(0o755)
+    (tmp_path / "locks.py").write_text(
+        textwrap.dedent("""
+            import mmap
+            import multiprocessing
+            import tempfile
+
+            lock = multiprocessing.get_context("fork").Lock()
+            memory = mmap.mmap(-1, 100)
+            memory[:5] = b"ready"
+            with tempfile.TemporaryFile() as file:
+                file.truncate(5)
+                file.flush()
+                beyond = mmap.mmap(file.fileno(), 5)
+                file.truncate(0)
+        """)
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    files = {str(tmp_path): Bind(tmp_path)}
+    source = """
+        import locks
+        found = locks.lock.acquire(timeout=1), locks.memory[:5]
+        locks.memory[:5] = b"taken"
+        found
+    """
+    with Sandbox(python=True, files=files, preload=["locks"]) as box:
+        assert [run(box, source) for _ in range(2)] == [(True, b"ready")] * 2
+
+
 def test_what_lies_in_what_is_fresh(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "file").write_text("ours")
@@ -265,6 +298,16 @@ def test_confined(box: Sandbox) -> None:
     assert fields["Groups"].strip() == ""
     assert {int(fields[f"Cap{kind}"], 16) for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {0}
     assert (fields["NoNewPrivs"].strip(), fields["Seccomp"].strip()) == ("1", "2")
+
+
+def test_user_0() -> None:
+    source = """
+        import os
+        status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+        os.getuid(), os.getgid(), int(status["CapEff"], 16), int(status["CapBnd"], 16)
+    """
+    with Sandbox(python=True, uid=0, gid=0) as box:
+        assert run(box, source) == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -483,6 +526,20 @@ def test_the_zygote_dies(box: Sandbox) -> None:
     assert run(box, "1") == 1
 
 
+def test_a_child_that_was_ordered_ahead_dies() -> None:
+    with Sandbox(python=True, cpu_time=60) as box:  # with a group, where that can be had
+        for _ in range(3):
+            assert run(box, "1") == 1
+        process = box._zygote()._process
+        assert process is not None
+        below = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        zygote, ahead = until(lambda: [*map(int, below.read_text().split())][:2])
+        os.kill(ahead, signal.SIGKILL)
+        until(lambda: str(ahead) not in below.read_text().split())
+        assert run(box, "1") == 1
+        assert str(zygote) in below.read_text().split()
+
+
 def test_close_and_again() -> None:
     before = children()
     box = Sandbox(python=True)
@@ -535,6 +592,39 @@ def test_interrupted(box: Sandbox) -> None:
     finally:
         signal.signal(signal.SIGALRM, before)
     assert box.call(abs, -1) == 1
+
+
+def reported(box: Sandbox) -> Report:
+    told = box._zygote().told
+    assert told is not None
+    return told._report
+
+
+def test_pids_come_again(box: Sandbox) -> None:
+    """Also that of a call that was interrupted, of whose end nobody has asked."""
+    assert run(box, "1") == 1
+    report = reported(box)
+    killed = ExitStatus(os.CLD_KILLED, signal.SIGKILL)
+    report.others.update(dict.fromkeys(range(2, 1000), Record(0, killed)))
+    for _ in range(3):
+        assert run(box, "1") == 1
+    report.others.clear()
+
+
+def test_nothing_is_kept_of_calls_that_were_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_into_it(_: Watch) -> None:
+        raise InterruptedError
+
+    with Sandbox(python=True) as box:
+        box.warm_up()
+        report = reported(box)
+        with monkeypatch.context() as patch:
+            patch.setattr(Watch, "run", run_into_it)
+            for _ in range(3):
+                with pytest.raises(InterruptedError):
+                    box.run_python("1")
+        assert run(box, "1") == 1
+        assert (report.others, report.expected) == ({}, set())
 
 
 def test_all_of_it_ends_with_this_process(tmp_path: Path) -> None:
@@ -590,6 +680,7 @@ def test_last_words_of_an_interpreter() -> None:
         ({"system": True}, "python=True"),
         ({"python": True, "files": {"/proc": Tmpfs()}}, "Proc"),
         ({"python": True, "uid_map": ((1000, 0, 1),)}, "root outside"),
+        ({"python": True, "capabilities": ["cap_sys_admin"]}, "sys_admin"),
     ],
 )
 def test_policies_without(policy: dict[str, Any], word: str) -> None:

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import pytest
@@ -102,6 +103,19 @@ def test_outputs_that_others_have_open() -> None:
         assert output.data == b"out\n"
     reader.close()
     writer.close()
+
+
+def test_looks_that_take_long() -> None:
+    """They take no more than half of our time."""
+    looks: list[float] = []
+
+    def examine() -> None:
+        looks.append(time.monotonic())
+        time.sleep(0.1)
+
+    with watched("sleep 0.5", examine=examine) as (_, _, _, watch):
+        watch.run()
+    assert all(later - earlier >= 0.2 for earlier, later in pairwise(looks))
 
 
 # --- what it is killed for ------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import sys
@@ -39,6 +40,14 @@ def _pass_fd(draft: Draft, word: str) -> None:
     draft.own.setdefault("pass_fd", []).append(int(word))
 
 
+def _output(word: str) -> int:
+    """Check a descriptor before anything is run."""
+    number = int(word)
+    if fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+        raise CommandError("it is not open for writing")
+    return number
+
+
 PAGE = Page(
     "ramet run [options] [--] PROGRAM [ARGUMENT...]",
     _DESCRIPTION,
@@ -46,7 +55,7 @@ PAGE = Page(
         **OPTIONS,
         "the verdict": (
             Option("--json", "", own("json"), "write it as JSON, to stderr"),
-            Option("--json-fd", "FD", own("json_fd", int), "write it as JSON, to a descriptor"),
+            Option("--json-fd", "FD", own("json_fd", _output), "write it as JSON, to a descriptor"),
             Option(
                 "--capture", "", own("capture"), "keep what the program writes, as a part of it"
             ),
@@ -93,7 +102,11 @@ def main(words: Sequence[str]) -> int:
         verdict = Verdict(reason="start_failed", error=f"{reason(error)}; see ramet doctor")
     except (CommandError, RuntimeError, OSError, TypeError, ValueError) as error:
         verdict = Verdict(reason="start_failed", error=reason(error))
-    _report(verdict, said)
+    try:
+        _report(verdict, said)
+    except OSError as error:  # the status is that of what was run all the same
+        with suppress(OSError):
+            sys.stderr.write(f"ramet run: the verdict cannot be written: {reason(error)}\n")
     return verdict.shell_status
 
 

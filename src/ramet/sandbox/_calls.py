@@ -33,9 +33,49 @@ from ramet.sandbox._verdict import Verdict
 
 _LAST_WORDS = 4096
 _MOST_WORDS = 1 << 20
+_REAPED = -1  # the pid of what was waited for, in pidfd's fdinfo
 _PATIENCE = 1  # seconds within which the first process tells of what has ended
 
 Function = tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]]
+
+
+class _Told:
+    """What the first process tells of the children of a zygote, to several threads."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._lock = RLock()
+
+    def of_zygote(self) -> Record | None:
+        """Give what was told of the zygote itself; None if it was killed with the first process."""
+        return self._report.read()
+
+    def expect(self, pid: int) -> None:
+        """Keep what is told of a child from now on, and not of who had this pid before."""
+        with self._lock:
+            self._report.read()
+            self._report.others.pop(pid, None)
+            self._report.expected.add(pid)
+
+    def forget(self, pid: int) -> None:
+        """Do not keep it any more: nobody will ask."""
+        with self._lock:
+            self._report.expected.discard(pid)
+            self._report.others.pop(pid, None)
+
+    def of(self, pid: int) -> Record | None:
+        """Wait for what is told of a child that is expected and has ended, and give it once."""
+        deadline = time.monotonic() + _PATIENCE
+        poll = select.poll()
+        poll.register(self._report.reader.number, select.POLLIN)
+        while True:
+            with self._lock:  # of several threads one reads it, for all
+                self._report.read()
+                record = self._report.others.pop(pid, None)
+                if record is not None or time.monotonic() >= deadline:
+                    return record
+                if any(event & select.POLLHUP for _, event in poll.poll(1)):
+                    deadline = 0  # what was told before can still be read
 
 
 class InnerZygote(Zygote):
@@ -58,8 +98,7 @@ class InnerZygote(Zygote):
         self._holder, self.plan = make_call_plans(policy, DESCRIPTORS)
         self.options = Options(flags=self.plan.flags, program=self.plan.program)
         self._words = _values.new_file("words")
-        self._reading = RLock()
-        self.report: Report | None = None
+        self.told: _Told | None = None
 
     def _launch(self, args: list[str], fds: Mapping[int, int]) -> Child:
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -72,22 +111,8 @@ class InnerZygote(Zygote):
             started = start(self._policy, self._holder, command, {**streams, **fds})
         finally:
             os.close(null)
-        self.report = started.report
+        self.told = _Told(started.report)
         return started.child
-
-    def told(self, report: Report, pid: int) -> Record | None:
-        """Wait for what is told of a child that has ended, and give it once."""
-        deadline = time.monotonic() + _PATIENCE
-        poll = select.poll()
-        poll.register(report.reader.number, select.POLLIN)
-        while True:
-            with self._reading:  # of several threads one reads it, for all
-                report.read()
-                record = report.others.pop(pid, None)
-                if record is not None or time.monotonic() >= deadline:
-                    return record
-                if any(event & select.POLLHUP for _, event in poll.poll(1)):
-                    deadline = 0  # what was told before can still be read
 
     def _told(self) -> dict[str, Any]:
         path = list(map(os.path.abspath, sys.path))  # "" is the working directory, there another
@@ -95,7 +120,7 @@ class InnerZygote(Zygote):
 
     def _died(self) -> ZygoteError:
         error = super()._died()
-        record = None if self.report is None else self.report.read()
+        record = None if self.told is None else self.told.of_zygote()
         if record is None:
             return error
         if record.status is None:
@@ -125,6 +150,7 @@ def call(zygote: InnerZygote, function: Function, *, data: bytes, timeout: float
         stack.callback(result.close)
         stack.callback(outcome.close)
         born = _Birth(zygote)
+        stack.callback(born.close)
         try:
             zygote.warm_up()
             begun = time.monotonic()
@@ -166,25 +192,35 @@ class _Birth:
 
     def __init__(self, zygote: InnerZygote) -> None:
         self._zygote = zygote
-        self._report: Report | None = None
+        self._told: _Told | None = None
         self.group: Group | None = None
-        self.pid = -1  # for us; that of its handle is of the sandbox
+        self.pid = -1  # for us
+        self._inner = -1  # in the sandbox
 
     def __call__(self, child: Child) -> None:
         """Take it up, before it is told its work."""
-        self._report = self._zygote.report
+        self.close()  # of one that has ended without work
+        self._told = self._zygote.told
+        self._inner = child.pid
+        if self._told is not None:
+            self._told.expect(child.pid)
         with open(f"/proc/self/fdinfo/{child.pidfd}") as file:
             fields = dict(line.split(":", 1) for line in file)
         self.pid = int(fields["Pid"])
-        if self.group is not None:
+        if self.group is not None and self.pid != _REAPED:
             self.group.add(self.pid)
 
     def status(self, child: Child) -> ExitStatus:
         """Find out how it ended. It was killed with the first process if that does not tell."""
-        record = None if self._report is None else self._zygote.told(self._report, child.pid)
+        record = None if self._told is None else self._told.of(child.pid)
         if record is None or record.status is None:
             return ExitStatus(os.CLD_KILLED, SIGKILL)
         return record.status
+
+    def close(self) -> None:
+        """Let go of what is told of it."""
+        if self._told is not None:
+            self._told.forget(self._inner)
 
 
 def _end(child: Child) -> None:

@@ -456,22 +456,30 @@ def make_call_plans(policy: Policy, targets: tuple[int, ...]) -> tuple[Plan, Pla
         targets: the numbers of descriptors that the zygote has, beside 0, 1 and 2.
 
     Returns:
-        The plan for the zygote, which has the sandbox's namespaces and files and no capabilities;
-        and that for each child: it gets users, processes, mounts and System V's IPC of its own, the
-        files that can change anew, and all that confines.
+        The plan for the zygote, which has the sandbox's namespaces and files, and no capabilities
+        but one to map user 0, if that is the sandbox's; and that for each child: it gets users,
+        processes, mounts and System V's IPC of its own, the files that can change anew, and all
+        that confines.
 
     Raises:
         ProtectionError: one that is required cannot be had.
-        ValueError: there is no Python in the sandbox, or no /proc; or its user is root outside.
+        ValueError: there is no Python in the sandbox, or no /proc; its user is root outside; or it
+            has sys_admin.
     """
     if not policy.python or not isinstance(policy.entries.get("proc"), Proc):
         raise ValueError("Python functions need python=True, and Proc() at /proc")
     if outside_ids(policy).outside("uid", policy.uid) == 0:
         raise ValueError("Python functions are not for a user who is root outside: see uid_map")
+    if capability("sys_admin") in {capability(name) for name in policy.capabilities}:
+        raise ValueError(
+            "Python functions can't have the capability sys_admin: with it they could unmount what "
+            "each has of its own, and leave files for others in what lies below"
+        )
     choice = _choose(policy, others=0)
     start = _Start(policy, choice, for_calls(policy.entries), (*_STANDARD, *targets))
     start.program.set_no_new_privs()
-    add_capabilities(start.program, ())
+    # Without it a child may not map user 0 (verify_root_map, kernel/user_namespace.c).
+    add_capabilities(start.program, () if policy.uid else ("setfcap",))
     args = start.finish((), tells_all=True)
     holder = Plan(start.program, args, choice.flags, (), None, {}, frozenset())
 

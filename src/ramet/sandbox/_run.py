@@ -53,7 +53,8 @@ class Report:
 
     def __init__(self, reader: Descriptor) -> None:
         self.reader = reader
-        self.others: dict[int, Record] = {}  # by their pids there
+        self.expected = set[int]()  # pids there
+        self.others: dict[int, Record] = {}
         self._data = bytearray(_RECORD.size)
         self._program: Record | None = None
         os.set_blocking(reader.number, False)
@@ -61,7 +62,7 @@ class Report:
     def read(self) -> Record | None:
         """Give what was told of the program, None if it was killed before; again, the same.
 
-        All that was told of others is in `others` then.
+        All that was told of the others that are expected is in `others` then.
         """
         # Into what we have: so nothing is lost if this is interrupted, or done by two threads.
         self._note()
@@ -78,7 +79,8 @@ class Report:
         """Note what was read last."""
         kind, value, pid, rusage = _RECORD.unpack(self._data)
         if kind == _REAPED:
-            self.others[pid] = _record(kind, value, rusage)
+            if pid in self.expected:
+                self.others[pid] = _record(kind, value, rusage)
         elif kind and self._program is None:  # what could not be started ends as well, later
             self._program = _record(kind, value, rusage)
         self._data[:] = bytes(_RECORD.size)

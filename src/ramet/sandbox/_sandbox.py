@@ -330,7 +330,8 @@ class Sandbox(Policy, kw_only=True):
         Raises:
             CallError: it did not return: it raised an exception, ended, or was killed at a limit.
             ProtectionError: a protection that is required cannot be had.
-            ValueError: there is no Python in the sandbox (`python`).
+            ValueError: there is no Python in the sandbox (`python`), or it has the capability
+                sys_admin: with that a function could unmount what is its own.
             Exception: what pickle raises for what it cannot carry.
         """
         verdict = self.run_function(fn, args, kwargs)
