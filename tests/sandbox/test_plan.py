@@ -219,9 +219,9 @@ def test_with_a_group(a_cgroup: str) -> None:
     for name, controller in _cgroup.CONTROLLERS.items():
         assert lines[name].state == "applied"
         assert lines[name].how == f"{controller} controller, {a_cgroup}"
-    assert plan.group == a_cgroup
-    assert plan.settings == _cgroup.settings(1 << 26, 1000, 6, 0.5)  # with the first process
-    assert plan.sampled == {"cpu_time"}
+    assert plan.limits.group == a_cgroup
+    assert plan.limits.settings == _cgroup.settings(1 << 26, 1000, 6, 0.5)  # with the first process
+    assert plan.limits.sampled == {"cpu_time"}
     assert "RLIMIT_NPROC" not in str(plan.program)
 
 
@@ -250,8 +250,8 @@ def test_without_a_group() -> None:
     }
     assert all(NO_CGROUP in lines[name].how for name in ("memory", "swap", "cpu"))
     assert lines["processes"].how == "RLIMIT_NPROC in a user namespace of its own"
-    assert (plan.group, plan.settings) == (None, {})
-    assert plan.sampled == {"memory"}
+    assert (plan.limits.group, plan.limits.settings) == (None, {})
+    assert plan.limits.sampled == {"memory"}
 
 
 @pytest.mark.usefixtures("no_cgroup")
@@ -262,7 +262,7 @@ def test_where_processes_cannot_be_looked_at(monkeypatch: pytest.MonkeyPatch) ->
     lines = {line.name: line for line in plan.receipt}
     assert lines["memory"].how == NO_CGROUP
     assert lines["cpu_time"].how == "RLIMIT_CPU for each process"
-    assert plan.sampled == frozenset()
+    assert plan.limits.sampled == frozenset()
 
 
 @pytest.mark.usefixtures("no_cgroup")

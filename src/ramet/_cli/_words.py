@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ramet._cli._errors import CommandError, reason
+from ramet._record import Record
 
 Change = Callable[..., None]
 _WIDTH, _INDENT = 100, 26
@@ -30,7 +31,7 @@ class Option(NamedTuple):
     help: str
 
 
-class Page(NamedTuple):
+class Page(Record):
     """What there is to know of a command.
 
     Attributes:
@@ -53,7 +54,7 @@ class Page(NamedTuple):
         return "\n\n".join([*parts, self.epilog]).rstrip() + "\n"
 
 
-class Line(NamedTuple):
+class Line(Record):
     """A command line that was read.
 
     Attributes:

@@ -154,8 +154,8 @@ def call(zygote: InnerZygote, function: Function, *, data: bytes, timeout: float
         try:
             zygote.warm_up()
             begun = time.monotonic()
-            if plan.group is not None:
-                born.group = Group(plan.group, plan.settings)
+            if plan.limits.group is not None:
+                born.group = Group(plan.limits.group, plan.limits.settings)
                 stack.callback(born.group.close)
             fds = {**ends.descriptors, OUTCOME: outcome.number}
             child, setup = zygote._order(zygote.options, work, result, fds, born)

@@ -8,11 +8,12 @@ import resource
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from signal import SIGCHLD
-from typing import NamedTuple
+from types import MappingProxyType
 
 from ramet import _names
 from ramet._flags import CloneFlags
 from ramet._program import Parameter, Program, Result
+from ramet._record import Record
 from ramet._spawn import RESTORED_SIGNALS, IdMaps, add_closing
 from ramet._steps import Environment, capability, env_strings
 from ramet.sandbox import _cgroup, _landlock, _seccomp, _tree
@@ -46,7 +47,23 @@ _LOOPBACK_UP = b"lo".ljust(16, b"\0") + (0x1 | 0x40).to_bytes(2, "little") + byt
 _INIT = os.path.join(os.path.dirname(os.path.dirname(__file__)), "lib", "ramet-init")
 
 
-class Plan(NamedTuple):
+class Limits(Record):
+    """How the limits of a sandbox as a whole are enforced.
+
+    Attributes:
+        group: where a cgroup is made, None for none.
+        settings: what is written to it.
+        sampled: protections that hang on what is found in /proc from time to time.
+        processes: the limit for those of a user, RLIMIT_NPROC; None for none.
+    """
+
+    group: str | None = None
+    settings: Mapping[str, str] = MappingProxyType({})
+    sampled: frozenset[str] = frozenset()
+    processes: int | None = None
+
+
+class Plan(Record):
     """What a sandbox is made by.
 
     Attributes:
@@ -55,18 +72,14 @@ class Plan(NamedTuple):
         init_args: those that are its own.
         flags: of clone.
         receipt: what is enforced.
-        group: where a cgroup is made, None for none.
-        settings: what is written to it.
-        sampled: protections that hang on what is found in /proc from time to time.
+        limits: those of all of it.
     """
 
     program: Program
     init_args: tuple[str, ...]
     flags: int
     receipt: tuple[Protection, ...]
-    group: str | None
-    settings: Mapping[str, str]
-    sampled: frozenset[str]
+    limits: Limits
 
 
 # --- which protections there are ------------------------------------------------------------------
@@ -148,15 +161,6 @@ def _wants_landlock(policy: Policy, receipt: _Receipt) -> bool:
         "parameter lsm= has to name it)",
     )
     return False
-
-
-class Limits(NamedTuple):
-    """How the limits of a sandbox as a whole are enforced."""
-
-    group: str | None
-    settings: Mapping[str, str]
-    sampled: frozenset[str]
-    processes: int | None  # for RLIMIT_NPROC
 
 
 def _uncounted(policy: Policy, maps: IdMaps) -> str:
@@ -324,7 +328,7 @@ def add_capabilities(program: Program, names: Iterable[str]) -> None:
         program.raise_ambient(kept)
 
 
-class _Choice(NamedTuple):
+class _Choice(Record):
     """What of a policy can be had, and how."""
 
     flags: int
@@ -444,8 +448,7 @@ def make_plan(policy: Policy, targets: tuple[int, ...] = ()) -> Plan:
         runnable=[start.init],
     )
     args = start.finish(choice.filters, tells_all=False)
-    group, settings, sampled, _ = choice.limits
-    return Plan(start.program, args, choice.flags, choice.receipt, group, settings, sampled)
+    return Plan(start.program, args, choice.flags, choice.receipt, choice.limits)
 
 
 def make_call_plans(policy: Policy, targets: tuple[int, ...]) -> tuple[Plan, Plan]:
@@ -481,7 +484,7 @@ def make_call_plans(policy: Policy, targets: tuple[int, ...]) -> tuple[Plan, Pla
     # Without it a child may not map user 0 (verify_root_map, kernel/user_namespace.c).
     add_capabilities(start.program, () if policy.uid else ("setfcap",))
     args = start.finish((), tells_all=True)
-    holder = Plan(start.program, args, choice.flags, (), None, {}, frozenset())
+    holder = Plan(start.program, args, choice.flags, (), Limits())
 
     program = Program()
     program.setsid()  # or kill(0, ...) would be for the zygote and all of its children
@@ -505,9 +508,8 @@ def make_call_plans(policy: Policy, targets: tuple[int, ...]) -> tuple[Plan, Pla
     add_closing(program, (*_STANDARD, OUTCOME))
     for each in choice.filters:
         program.seccomp(each)
-    group, settings, sampled, _ = choice.limits
     own = int(_ALWAYS | (choice.flags & _F.NEWIPC))
-    return holder, Plan(program, (), own, choice.receipt, group, settings, sampled)
+    return holder, Plan(program, (), own, choice.receipt, choice.limits)
 
 
 OUTCOME = 3

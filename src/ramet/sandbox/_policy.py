@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, Self
 
+from ramet._record import Record
 from ramet._spawn import IdMap
 from ramet._steps import Filter, capability
 from ramet.sandbox._presets import basic_files, network_files, python_files, system_files
-from ramet.sandbox._record import Record
 from ramet.sandbox._root import (
     Bind,
     Checked,

@@ -15,11 +15,10 @@ import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
 
 from ramet import _names
 from ramet._program import Program, Result
-from ramet.sandbox._record import Record
+from ramet._record import Record
 
 _AT = _names.AT
 _ATTRIBUTES = _names.MOUNT_ATTR
@@ -149,7 +148,7 @@ class Devices(Record):
 Entry = Bind | Overlay | Tmpfs | Directory | Symlink | File | Proc | Devices
 
 
-class Source(NamedTuple):
+class Source(Record):
     """What a `Bind` is made of: a path without symbolic links.
 
     Attributes:
@@ -165,11 +164,11 @@ class Source(NamedTuple):
     device: bool = False
 
 
-class _Terminals(NamedTuple):
+class _Terminals(Record):
     """Those of a /dev: devpts."""
 
 
-class _WritableProc(NamedTuple):
+class _WritableProc(Record):
     """As `Proc`, but not read-only."""
 
 

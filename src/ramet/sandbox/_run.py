@@ -134,7 +134,7 @@ def start(
         values["gate"] = maps.number
     argv = _native.strings([*plan.init_args, *args])
     values["argv"] = _native.bytes_address(argv)
-    group = None if plan.group is None else Group(plan.group, plan.settings)
+    group = None if plan.limits.group is None else Group(plan.limits.group, plan.limits.settings)
     try:
         # Not one that suspends us: what interrupts that would come before anybody has the child.
         flags = program_flags(plan.flags, suspends=False)
@@ -307,7 +307,7 @@ class Watched:
             ends.source,
             deadline=None if timeout is None else begun + timeout,
             room=self._policy.output_size,
-            examine=self._examine if self._plan.sampled else None,
+            examine=self._examine if self._plan.limits.sampled else None,
             on_kill=self._look,
             cancel=cancel,
         ).run()
@@ -320,7 +320,7 @@ class Watched:
         else:
             found = self._sample()
             used = found.user_time + found.system_time
-            if "memory" in self._plan.sampled and found.memory > (policy.memory or 0):
+            if "memory" in self._plan.limits.sampled and found.memory > (policy.memory or 0):
                 return "memory"
         if policy.cpu_time is not None and used > policy.cpu_time:
             return "cpu"

@@ -285,7 +285,7 @@ class Sandbox(Policy, kw_only=True):
         args = check_args(args)
         plan = self._plan(tuple(sorted(_more_fds({fd: fd for fd in pass_fds}))))
         unwatched = ["wall_time"] if self.wall_time is not None else []
-        unwatched += sorted(plan.sampled)
+        unwatched += sorted(plan.limits.sampled)
         for name in unwatched:
             raise ProtectionError(name, "nobody watches what popen starts; use run")
         return SandboxedPopen(

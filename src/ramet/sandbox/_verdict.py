@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from errno import ENOENT
 from typing import Any, Literal, NamedTuple
 
-from ramet.sandbox._record import Record
+from ramet._record import Record
 
 Reason = Literal[
     "exited", "signalled", "timeout", "cpu", "memory", "output", "raised", "start_failed"

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 import pytest
 
-from ramet.sandbox._record import Record
+from ramet._record import Record
 
 
 class Point(Record):
