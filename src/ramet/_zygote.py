@@ -576,7 +576,7 @@ class Zygote(_Caller):
             raise self._died()
         if words != READY:
             self._end()
-            raise ZygoteError(words.decode())
+            raise ZygoteError(words.decode(errors="replace"))  # it may be cut off
         return nursery
 
     def _spawn(self, nursery: Nursery, deadline: float | None) -> bytes:

@@ -51,6 +51,19 @@ def test_scalars_that_are_rare(value: object) -> None:
     assert repr(same(value)) == repr(value)
 
 
+def test_long_strings_are_no_part_of_the_text() -> None:
+    value = ["é" * (8 << 20), "\udcff" * 2000, {"a": "x" * 1025}]
+    assert same(value) == value
+    assert len(encode(value)[1]) < 1000
+
+
+def test_long_text() -> None:
+    with pytest.raises(TypeError, match="bytes as JSON"):
+        encode([1] * (2 << 20))
+    with pytest.raises(DataError, match="too long"):
+        decode(made([1] * (2 << 20)))
+
+
 def test_not_a_number() -> None:
     assert math.isnan(same(math.nan))
 

@@ -19,6 +19,8 @@ _HEADER = struct.Struct("=8sQ")  # a mark, and the number of parts
 _LENGTH = struct.Struct("=Q")
 _MARK = b"ramet\0\0\2"
 _MOST_PARTS = 1 << 16
+_MOST_TEXT = 4 << 20  # a list takes thirty times what it takes as text
+_SHORT = 1 << 10  # what strings may have that are part of the text
 _MOST_AXES = 64  # of an array (NPY_MAXDIMS)
 _KIND = "$"  # the key by which an object is not a dictionary
 _DTYPE = re.compile(r"[<>|=]?(?:[biufcSU][0-9]{1,9}|[mM]8(?:\[[0-9a-zA-Z]{1,9}\])?)")
@@ -47,6 +49,11 @@ def encode(value: object) -> list[_Part]:
     """
     buffers: list[_Part] = []
     text = json.dumps(_plain(value, buffers)).encode()
+    if len(text) > _MOST_TEXT:
+        raise TypeError(
+            f"a result takes {len(text)} bytes as JSON, and may take {_MOST_TEXT}: bytes, long "
+            "strings and arrays do not count"
+        )
     parts = [text, *buffers]
     if len(parts) > _MOST_PARTS:
         raise TypeError(f"a result has at most {_MOST_PARTS} buffers: join them")
@@ -59,7 +66,7 @@ def _plain(value: object, buffers: list[_Part]) -> object:
     if value is None or isinstance(value, bool):
         return value
     for kind in (str, int, float):
-        if isinstance(value, kind):
+        if isinstance(value, kind) and not (isinstance(value, str) and len(value) > _SHORT):
             return kind(value)  # and not a class made of it
     numpy: Any = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.generic):
@@ -77,7 +84,12 @@ def _kind(value: object, numpy: Any) -> str:
     Raises:
         TypeError: it is no data.
     """
-    for kind, name in ((tuple, "tuple"), (bytes, "bytes"), (bytearray | memoryview, "bytearray")):
+    for kind, name in (
+        (str, "str"),
+        (tuple, "tuple"),
+        (bytes, "bytes"),
+        (bytearray | memoryview, "bytearray"),
+    ):
         if isinstance(value, kind):
             return name
     if numpy is not None and isinstance(value, numpy.ndarray):
@@ -100,6 +112,8 @@ def _marked(value: Any, buffers: list[_Part]) -> dict[str, object]:
     """Render what JSON does not have."""
     if isinstance(value, tuple):
         return {"of": [_plain(each, buffers) for each in value]}
+    if isinstance(value, str):
+        return {"of": _buffer(value.encode(errors="surrogatepass"), buffers)}
     if isinstance(value, bytes | bytearray):
         return {"of": _buffer(memoryview(value), buffers)}
     if isinstance(value, memoryview):
@@ -130,6 +144,8 @@ def decode(data: bytearray) -> Any:
     """
     try:
         parts = _split(memoryview(data))
+        if len(parts[0]) > _MOST_TEXT:
+            raise DataError("it is too long")
         return _Reader(parts).read(json.loads(bytes(parts[0])))
     except _FAULTS as error:
         raise DataError(f"this is no value: {error}") from None
@@ -165,6 +181,7 @@ class _Reader:
         self._kinds: dict[str, Callable[[dict[str, Any]], Any]] = {
             "tuple": lambda node: tuple(self._list(node["of"])),
             "dict": lambda node: self._dict(node["of"]),
+            "str": lambda node: str(self._part(node["of"]), "utf-8", "surrogatepass"),
             "bytes": lambda node: bytes(self._part(node["of"])),
             "bytearray": lambda node: bytearray(self._part(node["of"])),
             "array": self._array,

@@ -163,9 +163,19 @@ def _wants_landlock(policy: Policy, receipt: _Receipt) -> bool:
     return False
 
 
+def _above(uid: int | None) -> int | None:
+    """Say who a user is for the user namespace above ours; the same if ours is the first."""
+    with open("/proc/self/uid_map") as file:
+        for line in file:
+            first, above, count = map(int, line.split())
+            if uid is not None and first <= uid < first + count:
+                return above + uid - first
+    return None
+
+
 def _uncounted(policy: Policy, maps: IdMaps) -> str:
     """Say why RLIMIT_NPROC, which counts the processes of one user, would not hold."""
-    if maps.outside("uid", policy.uid) == 0:
+    if _above(maps.outside("uid", policy.uid)) == 0:
         return "RLIMIT_NPROC does not hold for user 0"
     ids = policy.uid_map if isinstance(policy.uid_map, Sequence) else ((policy.uid, 0, 1),)
     may_change = capability("setuid") in {capability(name) for name in policy.capabilities}

@@ -30,6 +30,7 @@ from ramet.sandbox._watch import Input, Output, Watch
 _RECORD = struct.Struct("=3q144s")
 _FAILED, _REAPED = 2, 3
 _MICROSECONDS = 1e6
+_LAST_LOOK = 0.1  # seconds for which what is to be killed goes on
 # How much of its processor time must have been used by what RLIMIT_CPU ends. The kernel counts
 # ticks for it, and for rusage what was run (store_samples, kernel/time/posix-cpu-timers.c;
 # cputime_adjust, kernel/sched/cputime.c): so the signal may come early.
@@ -329,11 +330,11 @@ class Watched:
     def _look(self) -> None:
         """Find out what is not known any more once it was killed."""
         if self._group is None and _tree.is_visible():
-            self._sample()
+            self._sample(_LAST_LOOK)
 
-    def _sample(self) -> _tree.Sample:
+    def _sample(self, patience: float | None = None) -> _tree.Sample:
         """Look at the processes; what was found before is not less."""
-        found = _tree.sample(self._pid, self._past)
+        found = _tree.sample(self._pid, self._past, patience)
         before = self._found
         self._found = _tree.Sample(
             max(before.memory, found.memory),

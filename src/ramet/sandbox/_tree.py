@@ -6,6 +6,7 @@ What a sample finds may be over a moment later, so the limits that hang on it ho
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
@@ -54,19 +55,23 @@ def _total(times: Iterable[tuple[int, int]]) -> tuple[int, int]:
     return sum(user), sum(system)
 
 
-def sample(first: int, past: Past | None = None) -> Sample:
+def sample(first: int, past: Past | None = None, patience: float | None = None) -> Sample:
     """Look at a process and its descendants.
 
     Args:
         first: the first process of a pid namespace.
         past: what was seen of them before.
+        patience: seconds; what is not come to by then is left out. None for ever.
     """
+    deadline = None if patience is None else time.monotonic() + patience
     past = Past() if past is None else past
     memory = largest = 0
     waited_for = [(0, 0)]
     running = {}
     depth = len(_status("self").get("NSpid", "").split())
     for pid in walk(first):
+        if deadline is not None and time.monotonic() >= deadline:
+            break
         with suppress(OSError):  # it has ended
             status = _status(pid)
             # What is not in the namespace has got the pid of one that was.
