@@ -251,6 +251,22 @@ def test_binds_in_a_bind(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path / "outer")) == ["file", "inner"]
 
 
+def test_binds_in_a_tmpfs_in_a_bind(tmp_path: Path) -> None:
+    for name in ("outer", "outer/space", "inner"):
+        (tmp_path / name).mkdir(mode=0o755)
+    (tmp_path / "inner" / "file").write_text("inner")
+    entries: dict[str, Entry] = {
+        **SYSTEM,
+        "/outer": Bind(tmp_path / "outer"),
+        "/outer/space": Tmpfs(),
+        "/outer/space/file": Bind(tmp_path / "inner" / "file"),
+        "/outer/space/deep/inner": Bind(tmp_path / "inner"),
+        "/outer/space/text": File(b"text"),
+    }
+    paths = [f"/outer/space/{each}" for each in ("file", "deep/inner/file", "text")]
+    assert run(["cat", *paths], entries) == b"innerinnertext"
+
+
 @root
 def test_overlays_over_mounts(tmp_path: Path) -> None:
     """The kernel would refuse it, without a word of the reason."""

@@ -449,7 +449,7 @@ class _Tree:
         self._sources = sources
         self._blank = blank
         self._made = {""}  # directories that are there
-        self._foreign = set[str]()  # mounts of ours: nothing is created below them
+        self._foreign = dict[str, bool]()  # mounts, and whether nothing is created below them
 
     def has(self, paths: Iterable[str]) -> None:
         """Note directories that are there, with those that they are in."""
@@ -472,13 +472,15 @@ class _Tree:
                     self._file(name, entry, where)
         elif isinstance(entry, Source):
             self._mount(self._sources[path], path, is_file=entry.is_file)
-            self._foreign.add(path)
+            self._foreign[path] = True
         elif isinstance(entry, Overlay):
             if path in self._sources:
                 self._mount(self._sources[path], path)
             self._overlay(path, entry)
+            self._is_ours(path)
         elif isinstance(entry, Tmpfs):
             self._mount(_tmpfs(program, entry), path)
+            self._is_ours(path)
         elif isinstance(entry, Proc):
             self._mount(_proc(program, _RDONLY), path)
             self._hide_keys(f"{path}/keys")
@@ -542,8 +544,14 @@ class _Tree:
         if not keep:
             self._program._close(mount)
 
+    def _is_ours(self, path: str) -> None:
+        """Note a mount in which things can be created, whatever it lies in."""
+        self._foreign[path] = False
+        self._made.add(path)
+
     def _is_foreign(self, path: str) -> bool:
-        return any(parent in self._foreign for parent in [*_parents(path), path])
+        nearest = (self._foreign[at] for at in [path, *_parents(path)[::-1]] if at in self._foreign)
+        return next(nearest, False)
 
     def _directory(self, path: str, mode: int = 0o755) -> None:
         for each in [*_parents(path), path]:
