@@ -595,9 +595,9 @@ def test_interrupted(box: Sandbox) -> None:
 
 
 def reported(box: Sandbox) -> Report:
-    told = box._zygote().told
-    assert told is not None
-    return told._report
+    reports = box._zygote().reports
+    assert reports is not None
+    return reports._report
 
 
 def test_pids_come_again(box: Sandbox) -> None:

@@ -60,18 +60,13 @@ class Check(NamedTuple):
 
 
 def _facts() -> dict[str, str]:
-    status = _status()
+    status = _tree.status_of("self")
     return {
         "kernel": f"{platform.release()}, {platform.machine()}",
         "python": f"{platform.python_version()}, {sys.executable}",
         "user": f"{os.geteuid()}, capabilities {int(status.get('CapEff', '0'), 16):#x}",
         "confined": ", ".join(_confinement(status)) or "not that we know of",
     }
-
-
-def _status() -> dict[str, str]:
-    with open("/proc/self/status") as file:
-        return {name: value.strip() for name, _, value in (line.partition(":") for line in file)}
 
 
 def _confinement(status: dict[str, str]) -> Iterator[str]:

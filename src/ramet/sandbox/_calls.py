@@ -39,7 +39,7 @@ _PATIENCE = 1  # seconds within which the first process tells of what has ended
 Function = tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]]
 
 
-class _Told:
+class _Reports:
     """What the first process tells of the children of a zygote, to several threads."""
 
     def __init__(self, report: Report) -> None:
@@ -98,7 +98,7 @@ class InnerZygote(Zygote):
         self._holder, self.plan = make_call_plans(policy, DESCRIPTORS)
         self.options = Options(flags=self.plan.flags, program=self.plan.program)
         self._words = _values.new_file("words")
-        self.told: _Told | None = None
+        self.reports: _Reports | None = None
 
     def _launch(self, args: list[str], fds: Mapping[int, int]) -> Child:
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -111,7 +111,7 @@ class InnerZygote(Zygote):
             started = start(self._policy, self._holder, command, {**streams, **fds})
         finally:
             os.close(null)
-        self.told = _Told(started.report)
+        self.reports = _Reports(started.report)
         return started.child
 
     def _told(self) -> dict[str, Any]:
@@ -120,7 +120,7 @@ class InnerZygote(Zygote):
 
     def _died(self) -> ZygoteError:
         error = super()._died()
-        record = None if self.told is None else self.told.of_zygote()
+        record = None if self.reports is None else self.reports.of_zygote()
         if record is None:
             return error
         if record.status is None:
@@ -192,7 +192,7 @@ class _Birth:
 
     def __init__(self, zygote: InnerZygote) -> None:
         self._zygote = zygote
-        self._told: _Told | None = None
+        self._reports: _Reports | None = None
         self.group: Group | None = None
         self.pid = -1  # for us
         self._inner = -1  # in the sandbox
@@ -200,10 +200,10 @@ class _Birth:
     def __call__(self, child: Child) -> None:
         """Take it up, before it is told its work."""
         self.close()  # of one that has ended without work
-        self._told = self._zygote.told
+        self._reports = self._zygote.reports
         self._inner = child.pid
-        if self._told is not None:
-            self._told.expect(child.pid)
+        if self._reports is not None:
+            self._reports.expect(child.pid)
         with open(f"/proc/self/fdinfo/{child.pidfd}") as file:
             fields = dict(line.split(":", 1) for line in file)
         self.pid = int(fields["Pid"])
@@ -212,15 +212,15 @@ class _Birth:
 
     def status(self, child: Child) -> ExitStatus:
         """Find out how it ended. It was killed with the first process if that does not tell."""
-        record = None if self._told is None else self._told.of(child.pid)
+        record = None if self._reports is None else self._reports.of(child.pid)
         if record is None or record.status is None:
             return ExitStatus(os.CLD_KILLED, SIGKILL)
         return record.status
 
     def close(self) -> None:
         """Let go of what is told of it."""
-        if self._told is not None:
-            self._told.forget(self._inner)
+        if self._reports is not None:
+            self._reports.forget(self._inner)
 
 
 def _end(child: Child) -> None:

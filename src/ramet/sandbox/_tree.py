@@ -68,12 +68,12 @@ def sample(first: int, past: Past | None = None, patience: float | None = None) 
     memory = largest = 0
     waited_for = [(0, 0)]
     running = {}
-    depth = len(_status("self").get("NSpid", "").split())
+    depth = len(status_of("self").get("NSpid", "").split())
     for pid in walk(first):
         if deadline is not None and time.monotonic() >= deadline:
             break
         with suppress(OSError):  # it has ended
-            status = _status(pid)
+            status = status_of(pid)
             # What is not in the namespace has got the pid of one that was.
             if len(status.get("NSpid", "").split()) <= depth:
                 continue
@@ -101,10 +101,11 @@ def walk(first: int) -> Iterator[int]:
                     waiting += map(int, file.read().split())
 
 
-def _status(pid: int | str) -> dict[str, str]:
+def status_of(pid: int | str) -> dict[str, str]:
+    """Read what proc_pid_status(5) has of a process."""
     # Its name is any bytes that the process likes (proc_task_name, fs/proc/array.c).
     with open(f"/proc/{pid}/status", encoding="latin-1", newline="\n") as file:
-        return {name: value for name, _, value in (line.partition(":") for line in file)}
+        return {name: value.strip() for name, _, value in (line.partition(":") for line in file)}
 
 
 def _kilobytes(status: dict[str, str], name: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import binascii
+import math
 from collections.abc import Iterable, Mapping
 from errno import ENOENT
 from typing import Any, Literal, NamedTuple
@@ -180,10 +181,7 @@ def _plain(value: Any) -> object:
 
 
 def _is_finite(value: object) -> bool:
-    return isinstance(value, float) and -_INFINITE < value < _INFINITE
-
-
-_INFINITE = float("inf")
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def planned(receipt: Iterable[Protection]) -> tuple[Protection, ...]:
