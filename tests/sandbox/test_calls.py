@@ -691,6 +691,16 @@ def test_policies_without(policy: dict[str, Any], word: str) -> None:
         Sandbox(**policy).call(abs, 1)
 
 
+def test_root_by_another_id() -> None:
+    """In a user namespace in which we are not 0, but outside of it."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can be root outside")
+    script = "from ramet import Sandbox; Sandbox(python=True).call(abs, 1)"
+    command = ["unshare", "--user", "--map-user=1000", "--map-group=1000", sys.executable]
+    done = subprocess.run([*command, "-c", script], capture_output=True, text=True, check=False)
+    assert "ValueError: Python functions are not for a user who is root outside" in done.stderr
+
+
 def test_bad_arguments(box: Sandbox) -> None:
     with pytest.raises(TypeError, match="source"):
         box.run_python(b"1")  # type: ignore[arg-type]

@@ -173,13 +173,21 @@ def _above(uid: int | None) -> int | None:
     return None
 
 
+def _is_root_outside(policy: Policy, maps: IdMaps) -> bool:
+    """Whether the sandbox's user is the user 0 of the machine, as far as can be seen from here."""
+    return _above(maps.outside("uid", policy.uid)) == 0
+
+
+def _has_capability(policy: Policy, name: str) -> bool:
+    return capability(name) in map(capability, policy.capabilities)
+
+
 def _uncounted(policy: Policy, maps: IdMaps) -> str:
     """Say why RLIMIT_NPROC, which counts the processes of one user, would not hold."""
-    if _above(maps.outside("uid", policy.uid)) == 0:
+    if _is_root_outside(policy, maps):
         return "RLIMIT_NPROC does not hold for user 0"
     ids = policy.uid_map if isinstance(policy.uid_map, Sequence) else ((policy.uid, 0, 1),)
-    may_change = capability("setuid") in {capability(name) for name in policy.capabilities}
-    if may_change and sum(count for _, _, count in ids) > 1:
+    if _has_capability(policy, "setuid") and sum(count for _, _, count in ids) > 1:
         return "RLIMIT_NPROC is of each user, and the program can become several"
     return ""
 
@@ -481,9 +489,9 @@ def make_call_plans(policy: Policy, targets: tuple[int, ...]) -> tuple[Plan, Pla
     """
     if not policy.python or not isinstance(policy.entries.get("proc"), Proc):
         raise ValueError("Python functions need python=True, and Proc() at /proc")
-    if outside_ids(policy).outside("uid", policy.uid) == 0:
+    if _is_root_outside(policy, outside_ids(policy)):
         raise ValueError("Python functions are not for a user who is root outside: see uid_map")
-    if capability("sys_admin") in {capability(name) for name in policy.capabilities}:
+    if _has_capability(policy, "sys_admin"):
         raise ValueError(
             "Python functions can't have the capability sys_admin: with it they could unmount what "
             "each has of its own, and leave files for others in what lies below"
